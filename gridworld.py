@@ -60,7 +60,7 @@ class GridWorldEnv(gym.Env):
         if options and "task" in options:
             self.task = np.array(options["task"])
         else:
-            self.task = self.goal_cells[self.np_random.integers(len(self.goal_cells))]
+            self.task = self.goal_cells[self.np_random.integers(len(self.goal_cells))].copy()
         self.position = np.zeros(2, int)
         self.elapsed = 0
         return self.position.astype(np.float32), {}
@@ -92,10 +92,11 @@ class GridWorldEnv(gym.Env):
 class GridWorldVectorEnv(gym.vector.VectorEnv):
     """N Grid-Worlds as one batch of numpy arrays; the twin of GridWorldEnv, stepped without a Python loop.
 
-    Autoreset is disabled, as in Gymnasium's `AutoresetMode.DISABLED`: whoever steps resets. `reset(seed=s)` seeds
-    environment i with s + i, as `SyncVectorEnv` does. Options: `reset_mask`, bool [N], the environments to reset (all
-    by default); `tasks`, int [N, 2], the goals to set (rows outside the mask are ignored); without `tasks` each
-    environment draws a new goal from its own generator. `self.tasks` holds the present goals, [N, 2].
+    Autoreset is disabled, as in Gymnasium's `AutoresetMode.DISABLED`: whoever steps resets. Options of `reset`:
+    `reset_mask`, bool [N], the environments to reset (all by default); `tasks`, int [N, 2], the goals to set (rows
+    outside the mask are ignored); without `tasks` each environment draws a new goal from its own generator. As in
+    `SyncVectorEnv`, `reset(seed=s)` seeds environment i with s + i, a list gives every environment its own seed.
+    `self.tasks` holds the present goals, [N, 2], until the next reset.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": gym.vector.AutoresetMode.DISABLED}
@@ -112,17 +113,20 @@ class GridWorldVectorEnv(gym.vector.VectorEnv):
         self.positions = np.zeros((num_envs, 2), int)
         self.elapsed = np.zeros(num_envs, int)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict]:
         """Starts an episode in the masked environments; returns all observations [N, 2] and an empty info."""
         options = options or {}
-        mask = options.get("reset_mask", np.ones(self.num_envs, bool))  # [N]
-        if seed is not None:
-            self.rngs = [seeding.np_random(seed + i)[0] for i in range(self.num_envs)]
+        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs)), bool)  # [N]
+        seeds = seed if isinstance(seed, list) else [None if seed is None else seed + i for i in range(self.num_envs)]
+        for i in np.flatnonzero(mask):
+            if seeds[i] is not None:
+                self.rngs[i] = seeding.np_random(seeds[i])[0]
+            if "tasks" not in options:
+                self.tasks[i] = self.goal_cells[self.rngs[i].integers(len(self.goal_cells))]
         if "tasks" in options:
             self.tasks[mask] = np.asarray(options["tasks"])[mask]
-        else:
-            for i in np.flatnonzero(mask):
-                self.tasks[i] = self.goal_cells[self.rngs[i].integers(len(self.goal_cells))]
         self.positions[mask] = 0
         self.elapsed[mask] = 0
         return self.positions.astype(np.float32), {}

@@ -108,7 +108,7 @@ def orthogonal_hyper_(stack: Tensor) -> Tensor:
     """Orthogonal on the head: orthonormal columns of W (rows where P < d_k); b = 0. Saxe et al., 2014; section 3.3.
 
     The base networks of two orthogonal embeddings are orthogonal, but small: P parameters share a vector of length |x|,
-    so a generated parameter has variance d_k / P. Stack [K+1, out, in], in place.
+    so a generated parameter has variance d_k / P (1 where P < d_k). Stack [K+1, out, in], in place.
     """
     nn.init.orthogonal_(head_matrix(stack))
     nn.init.zeros_(stack[-1])
@@ -132,7 +132,8 @@ def hfi_(stack: Tensor, gain: float = 1.0) -> Tensor:
     The variance is chosen backwards from the base network, so that *its* activations keep their scale: weights and
     biases each contribute half (the 2). A generated weight has variance gain^2 / (2 d_j), a generated bias gain^2 / 2:
     Chang et al.'s formula for biases, gain^2 / (2 d_k), is this one at fan-in 1. `gain` belongs to the base layer's
-    activation (ReLU: sqrt(2)). Assumes an embedding of unit variance. Stack [K+1, out, in], in place.
+    activation (ReLU: sqrt(2)). Assumes |x|^2 = d_k: all layers share x, so with another length the scale drifts layer
+    by layer. Stack [K+1, out, in], in place.
     """
     return _uniform_head_(stack, gain**2 / (2 * stack[-1].shape[1] * (stack.shape[0] - 1)))
 
@@ -221,7 +222,6 @@ def init_film_linear_(layer: FilmLinear, scheme: str, f_weight: BaseInit) -> Non
     With "bias" every task starts from the plain layer f: scale 1, shift 0. HFI, HFO and Weight-HyperInit speak of
     generated weight matrices, which FiLM does not have: for such a scheme it raises ValueError, with the alternatives.
     """
-    f_weight(layer.weight.detach())
     if scheme in DEFAULTS:
         DEFAULTS[scheme](layer.scale)
         DEFAULTS[scheme](layer.shift)
@@ -230,3 +230,4 @@ def init_film_linear_(layer: FilmLinear, scheme: str, f_weight: BaseInit) -> Non
         bias_hyperinit_(layer.shift, nn.init.zeros_)
     else:
         raise ValueError(f"FiLM has no initialisation {scheme!r}: choose from {', '.join(FILM_SCHEMES)}.")
+    f_weight(layer.weight.detach())

@@ -17,6 +17,7 @@ features. `# META-RL:` marks where PPO differs from the single-task PPO, `# NOTE
 its authors' code.
 """
 
+import argparse
 import copy
 import json
 import math
@@ -106,8 +107,12 @@ class Args:
     # Tasks
     episodes_per_task: int = 4
     """episodes of a meta-episode; with more than one, a 0/1 flag 'the episode just ended' joins the observation"""
+    grid_size: int = 5
+    """Grid-World's cells per side"""
+    grid_horizon: int = 15
+    """Grid-World's steps per episode"""
     grid_goals: Literal["all", "far"] = "all"
-    """Grid-World's goal cells: all 24, or the 21 that do not touch the start (the authors' code)"""
+    """Grid-World's goals: every cell but the start (24), or only those that do not touch it (21, the authors' code)"""
 
     # PPO
     num_envs: int = 16
@@ -184,6 +189,7 @@ class Args:
 # per trajectory; theirs is multiplied by the batch size, because they sum the KL over the batch.
 MUJOCO = {
     "total_timesteps": 100_000_000,
+    "eval_interval": 20,
     "episodes_per_task": 1,
     "num_steps": 200,
     "gamma": 0.97,
@@ -245,11 +251,9 @@ def fail(sentence: str) -> NoReturn:
 
 def parse_args(argv: Sequence[str] | None = None) -> Args:
     """Args from the command line (default sys.argv): the flags given, over the preset of --env, over the defaults."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    env = "Grid-World"
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        if word == "--env" or word.startswith("--env="):
-            env = word.partition("=")[2] or following
+    env_flag = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    env_flag.add_argument("--env", nargs="?", default="Grid-World")
+    env = env_flag.parse_known_args(argv)[0].env
     preset = Args(env=env, **PRESETS[env]) if env in PRESETS else Args()  # an unknown one is refused by tyro
     return tyro.cli(Args, default=preset, args=argv, description=__doc__.partition("\n")[0])
 
@@ -269,6 +273,10 @@ def check_args(args: Args) -> None:
                 fail(f"{flag} is {number}: it must be at most 1.")
     if not args.base_layers or not args.decoder_layers:
         fail("--base-layers and --decoder-layers need at least one layer each, for example --base-layers 32 32.")
+    try:
+        gridworld.goal_cells(args.grid_size, args.grid_goals)
+    except ValueError as error:
+        fail(f"--grid-size {args.grid_size} does not fit --grid-goals {args.grid_goals}: {error}")
     batch_size = args.num_envs * args.num_steps
     if args.total_timesteps < batch_size:
         fail(
@@ -333,7 +341,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv):
         self.dt = self.default_model.opt.timestep * self.frame_skip  # seconds per step
         self.elapsed = np.zeros(num_envs, int)
         self.tasks = np.zeros((num_envs, self.task_dim))
-        self.rng = np.random.default_rng()
+        self.rngs = [np.random.default_rng() for _ in range(num_envs)]  # each draws its own tasks and initial states
         self.single_action_space = gym.spaces.Box(-1, 1, (self.default_model.nu,), np.float32)
         obs_dim = self.observe().shape[1]
         self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (obs_dim,), np.float32)
@@ -343,8 +351,8 @@ class MujocoVectorEnv(gym.vector.VectorEnv):
     def configure(self, model: mujoco.MjModel) -> None:
         """Changes the model's options before it is copied."""
 
-    def sample_tasks(self, num_tasks: int) -> np.ndarray:
-        """Draws tasks, [num_tasks, task_dim]."""
+    def sample_task(self, rng: np.random.Generator) -> float | np.ndarray:
+        """Draws a task, [task_dim]."""
         raise NotImplementedError
 
     def apply_task(self, i: int) -> None:
@@ -374,22 +382,19 @@ class MujocoVectorEnv(gym.vector.VectorEnv):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         options = options or {}
-        mask = options.get("reset_mask", np.ones(self.num_envs, bool))  # [N]
-        if seed is not None:
-            self.rng = np.random.default_rng(seed)
-        if "tasks" in options:
-            self.tasks[mask] = np.asarray(options["tasks"])[mask]
-        else:
-            self.tasks[mask] = self.sample_tasks(int(mask.sum()))
+        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs)), bool)  # [N]
         for i in np.flatnonzero(mask):
-            model, data = self.models[i], self.data[i]
+            if seed is not None:
+                self.rngs[i] = np.random.default_rng(seed + i)
+            model, data, rng = self.models[i], self.data[i], self.rngs[i]
+            self.tasks[i] = options["tasks"][i] if "tasks" in options else self.sample_task(rng)
             self.apply_task(i)
             mujoco.mj_resetData(model, data)
-            data.qpos += self.rng.uniform(-self.qpos_noise, self.qpos_noise, model.nq)
+            data.qpos += rng.uniform(-self.qpos_noise, self.qpos_noise, model.nq)
             if self.qvel_noise is None:
-                data.qvel += self.rng.uniform(-self.qpos_noise, self.qpos_noise, model.nv)
+                data.qvel += rng.uniform(-self.qpos_noise, self.qpos_noise, model.nv)
             else:
-                data.qvel += self.qvel_noise * self.rng.standard_normal(model.nv)
+                data.qvel += self.qvel_noise * rng.standard_normal(model.nv)
             mujoco.mj_forward(model, data)
         self.elapsed[mask] = 0
         return self.observe().astype(np.float32), {}
@@ -413,8 +418,8 @@ class CheetahDir(MujocoVectorEnv):
 
     xml_file = "half_cheetah.xml"
 
-    def sample_tasks(self, num_tasks):
-        return self.rng.choice([-1.0, 1.0], (num_tasks, 1))
+    def sample_task(self, rng):
+        return rng.choice([-1.0, 1.0])
 
     def location(self):
         return self.state("qpos")[:, :1]
@@ -443,11 +448,10 @@ class Walker(MujocoVectorEnv):
     def configure(self, model):
         model.opt.timestep = 0.004  # the original Walker's; Gymnasium's file says 0.002
 
-    def sample_tasks(self, num_tasks):
-        model = self.default_model
+    def sample_task(self, rng):
         base = np.full(self.task_dim, 1.5)
-        base[-model.nv :] = 1.3
-        return base ** self.rng.uniform(-3, 3, (num_tasks, self.task_dim))
+        base[-self.default_model.nv :] = 1.3  # dof_damping
+        return base ** rng.uniform(-3, 3, self.task_dim)
 
     def apply_task(self, i):
         start = 0
@@ -481,8 +485,8 @@ class AntDir(MujocoVectorEnv):
     xml_file = "ant.xml"
     contact_forces = True
 
-    def sample_tasks(self, num_tasks):
-        return self.rng.uniform(0, 2 * np.pi, (num_tasks, 1))
+    def sample_task(self, rng):
+        return rng.uniform(0, 2 * np.pi)
 
     def location(self):
         return self.state("xpos")[:, 1, :2]  # the torso
@@ -514,8 +518,8 @@ class Humanoid(MujocoVectorEnv):
     qvel_noise = None
     action_scale = 0.4
 
-    def sample_tasks(self, num_tasks):
-        return self.rng.uniform(0, 2 * np.pi, (num_tasks, 1))
+    def sample_task(self, rng):
+        return rng.uniform(0, 2 * np.pi)
 
     def location(self):
         mass = self.default_model.body_mass
@@ -534,7 +538,7 @@ class Humanoid(MujocoVectorEnv):
 
     def unhealthy(self):
         z = self.state("qpos")[:, 2]
-        return (z < 1) | (z > 2)
+        return ~((1 <= z) & (z <= 2))
 
 
 MUJOCO_ENVS = {"Cheetah-Dir": CheetahDir, "Walker": Walker, "Ant-Dir": AntDir, "Humanoid": Humanoid}
@@ -593,7 +597,8 @@ class MetaEpisodes:
 def make_envs(args: Args, num_envs: int) -> MetaEpisodes:
     """A batch of `num_envs` environments of `args.env`."""
     if args.env == "Grid-World":
-        envs = gym.make_vec("GridWorld-v0", num_envs=num_envs, goals=args.grid_goals)
+        grid = {"size": args.grid_size, "horizon": args.grid_horizon, "goals": args.grid_goals}
+        envs = gym.make_vec("GridWorld-v0", num_envs=num_envs, **grid)
     else:
         envs = MUJOCO_ENVS[args.env](num_envs)
     return MetaEpisodes(envs, args.episodes_per_task)
@@ -706,8 +711,7 @@ def elbo_loss(vae: "VAE", batch: Batch, subsample_limit: int, kl_weight: float) 
     if vae.state_decoder is not None:
         errors = vae.state_decoder.errors(m, obs, actions, rewards, next_obs)  # [E, J, B]
         losses["state_loss"] = (errors * pairs).sum((0, 1)).mean()
-    reconstruction = losses.get("reward_loss", 0) + losses.get("state_loss", 0)
-    losses["elbo_loss"] = reconstruction + kl_weight * kl
+    losses["elbo_loss"] = losses.get("reward_loss", 0) + losses.get("state_loss", 0) + kl_weight * kl
     return losses
 
 
@@ -811,10 +815,10 @@ class Decoder(nn.Module):
 class CellDecoder(nn.Module):
     """Grid-World's reward decoder (multi-head Bernoulli): from m alone, one logit per cell that it is the goal."""
 
-    def __init__(self, size: int, args: Args):
+    def __init__(self, args: Args):
         super().__init__()
-        self.size = size
-        self.net = mlp([args.latent_dim, *args.decoder_layers, size * size], nn.ReLU)
+        self.size = args.grid_size
+        self.net = mlp([args.latent_dim, *args.decoder_layers, self.size**2], nn.ReLU)
 
     def forward(self, m: Tensor) -> Tensor:
         """Logits [..., size^2] of m [..., L]; cell (x, y) is number size * x + y."""
@@ -841,7 +845,7 @@ class VAE(nn.Module):
         self.reward_decoder = self.state_decoder = None
         if args.decode_reward:
             grid = args.env == "Grid-World"
-            self.reward_decoder = CellDecoder(5, args) if grid else Decoder("reward", obs_dim, action_dim, args)
+            self.reward_decoder = CellDecoder(args) if grid else Decoder("reward", obs_dim, action_dim, args)
         if args.decode_state:
             self.state_decoder = Decoder("state", obs_dim, action_dim, args)
 
@@ -1042,8 +1046,9 @@ class MetaEpisodeBuffer:
 
 def make_eval_envs(args: Args) -> MetaEpisodes:
     """One environment per evaluation task: --eval-tasks, or Grid-World's goals."""
-    goals = len(gridworld.goal_cells(goals=args.grid_goals))
-    return make_envs(args, goals if args.env == "Grid-World" else args.eval_tasks)
+    if args.env == "Grid-World":
+        return make_envs(args, len(gridworld.goal_cells(args.grid_size, args.grid_goals)))
+    return make_envs(args, args.eval_tasks)
 
 
 @torch.no_grad()
@@ -1105,8 +1110,8 @@ def load_model(path: str, env: str) -> tuple[Agent, Args]:
         envs = make_eval_envs(args)
         agent = Agent(envs.obs_dim, envs.action_dim, envs.discrete, args)
         agent.load_state_dict(model["agent"])
-    except OSError as error:
-        fail(f"cannot read {path}: {error.strerror or error}.")
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        fail(f"cannot read {path}: {error.strerror}.")
     except Exception:  # whatever a foreign or damaged file may raise
         fail(f"{path} is not a model of varibad_hyper.py: give the model.pt that --save-model wrote.")
     if args.env != env:
@@ -1130,6 +1135,16 @@ def format_evaluation(summary: dict[str, dict[str, float]]) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Training
+
+
+def record(values: dict[str, Tensor], losses: dict[str, list[float]], iteration: int, writer: SummaryWriter) -> None:
+    """Appends scalars to losses, before they are stepped on: one that is not finite ends the run, exit status 1."""
+    for name, value in values.items():
+        losses.setdefault(name, []).append(value.item())
+        if not math.isfinite(losses[name][-1]):
+            writer.close()  # what was logged stays
+            print(f"\nerror: {name} is {value.item()} in iteration {iteration}: the run was stopped.", file=sys.stderr)
+            raise SystemExit(1)
 
 
 def main(args: Args) -> Path | None:
@@ -1206,51 +1221,45 @@ def main(args: Args) -> Path | None:
             running = buffer.running()
             beliefs = encoder.encode(running.actions, running.next_obs, running.rewards)  # [T+1, N, H]
             hidden = beliefs[running.lengths, torch.arange(args.num_envs, device=device)]  # [N, H]
-        for step in range(args.num_steps):
-            global_step += args.num_envs
-            with torch.no_grad():
+            for step in range(args.num_steps):
+                global_step += args.num_envs
                 latent = encoder.posterior(hidden)  # mean and log-variance of q(m | tau_:t), [N, 2L]
                 action, logprob, _, value = agent.get_action_and_value(next_obs, latent)
-            obs[step], latents[step], actions[step] = next_obs, latent, action
-            logprobs[step], values[step] = logprob, value
+                obs[step], latents[step], actions[step] = next_obs, latent, action
+                logprobs[step], values[step] = logprob, value
 
-            episode = envs.episode.copy()  # [N]
-            final_obs, reward, episode_done, task_done, time_limit, reset_obs = envs.step(action.cpu().numpy())
-            episode_returns[np.arange(args.num_envs), episode] += reward
-            final_obs, reward = to_tensor(final_obs, device), to_tensor(reward, device)
-            with torch.no_grad():
+                episode = envs.episode.copy()  # [N]
+                final_obs, reward, episode_done, task_done, time_limit, reset_obs = envs.step(action.cpu().numpy())
+                episode_returns[np.arange(args.num_envs), episode] += reward
+                final_obs, reward = to_tensor(final_obs, device), to_tensor(reward, device)
+                buffer.add(next_obs, agent.action_vector(action), reward[:, None], final_obs)
                 hidden = agent.infer(action, final_obs, reward, hidden)
-            buffer.add(next_obs, agent.action_vector(action), reward[:, None], final_obs)
-            rewards[step] = reward
-            discounted_return = args.gamma * discounted_return + reward
-            discounted_returns[step] = discounted_return
+                discounted_return = args.gamma * discounted_return + reward
+                rewards[step], discounted_returns[step] = reward, discounted_return
 
-            # META-RL: `done` is the end of the meta-episode. At a time limit the value of the last observation stands
-            # for what would have followed; its flag is cleared, since the policy only ever acts on observations
-            # that did not end an episode.
-            dones[step] = to_tensor(task_done, device)
-            final_values[step] = 0
-            if time_limit.any():
-                with torch.no_grad():
-                    last_obs = envs.clear_flag(final_obs)
-                    final_value = agent.get_value(last_obs, encoder.posterior(hidden))
-                final_values[step] = final_value * to_tensor(time_limit, device)
-            if task_done.any():
-                buffer.finish(task_done)
-                hidden[torch.from_numpy(task_done)] = 0  # the prior
-                discounted_return[torch.from_numpy(task_done)] = 0
+                # META-RL: `done` is the end of the meta-episode. At a time limit the value of the last observation
+                # stands for what would have followed; its flag is cleared, since the policy only ever acts on
+                # observations that did not end an episode.
+                dones[step] = to_tensor(task_done, device)
+                final_values[step] = 0
+                if time_limit.any():
+                    final_value = agent.get_value(envs.clear_flag(final_obs), encoder.posterior(hidden))
+                    final_values[step] = final_value * to_tensor(time_limit, device)
+                if task_done.any():
+                    buffer.finish(task_done)
+                    hidden[torch.from_numpy(task_done)] = 0  # the prior
+                    discounted_return[torch.from_numpy(task_done)] = 0
+                for i in np.flatnonzero(episode_done):
+                    episodic_returns[episode[i]].append(episode_returns[i, episode[i]])
                 meta_episodic_returns += episode_returns[task_done].sum(axis=1).tolist()
-            for i in np.flatnonzero(episode_done):
-                episodic_returns[episode[i]].append(episode_returns[i, episode[i]])
-            episode_returns[task_done] = 0
-            next_obs = to_tensor(reset_obs, device)
+                episode_returns[task_done] = 0
+                next_obs = to_tensor(reset_obs, device)
+            next_value = agent.get_value(next_obs, encoder.posterior(hidden))  # [N]
 
-        losses: dict[str, list[Tensor]] = {}  # of every minibatch
+        losses: dict[str, list[float]] = {}  # of every minibatch
 
         # --- PPO on the stored embeddings: no gradient reaches the encoder.
         if iteration > 1 and global_step >= args.learning_starts:
-            with torch.no_grad():
-                next_value = agent.get_value(next_obs, encoder.posterior(hidden))
             reward_scale = (agent.reward_norm.var + 1e-8).sqrt()
             scaled_rewards = (rewards / reward_scale).clamp(-args.norm_clip, args.norm_clip)
             advantages = compute_gae(
@@ -1272,12 +1281,6 @@ def main(args: Args) -> Path | None:
                     v_loss = value_loss(newvalue, b_values[mb_inds], b_returns[mb_inds], args.clip_coef)
                     entropy_loss = entropy.mean()
                     loss = pg_loss - args.ent_coef * entropy_loss + args.vf_coef * v_loss
-
-                    optimizer.zero_grad()
-                    loss.backward()
-                    nn.utils.clip_grad_norm_(agent.policy.parameters(), args.max_grad_norm)
-                    optimizer.step()
-
                     with torch.no_grad():
                         minibatch = {
                             "losses/policy_loss": pg_loss,
@@ -1286,21 +1289,25 @@ def main(args: Args) -> Path | None:
                             "losses/approx_kl": (logratio.exp() - 1 - logratio).mean(),
                             "losses/clipfrac": ((logratio.exp() - 1).abs() > args.clip_coef).float().mean(),
                         }
-                    for name, value in minibatch.items():
-                        losses.setdefault(name, []).append(value.detach())
-            unexplained = (b_returns - b_values).var() / b_returns.var()
-            losses["losses/explained_variance"] = [1 - unexplained]
+                    record(minibatch, losses, iteration, writer)
+
+                    optimizer.zero_grad()
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(agent.policy.parameters(), args.max_grad_norm)
+                    optimizer.step()
+            losses["losses/explained_variance"] = [(1 - (b_returns - b_values).var() / b_returns.var()).item()]
 
         # --- VAE update, on whole meta-episodes
         if buffer.size and global_step >= args.learning_starts:
             for _ in range(args.vae_updates):
                 parts = elbo_loss(agent.vae, buffer.sample(args.vae_batch), args.vae_subsample, args.kl_weight)
+                vae_loss = parts.pop("elbo_loss")
+                parts["elbo"] = -vae_loss
+                record({f"vae/{name}": value for name, value in parts.items()}, losses, iteration, writer)
+
                 vae_optimizer.zero_grad()
-                parts["elbo_loss"].backward()
+                vae_loss.backward()
                 vae_optimizer.step()
-                losses.setdefault("vae/elbo", []).append(-parts.pop("elbo_loss").detach())
-                for name, value in parts.items():
-                    losses.setdefault(f"vae/{name}", []).append(value.detach())
 
         # --- Normalisers. META-RL: between the update and the next rollout, never between a rollout and its update, so
         # that the first ratio of every update is 1.
@@ -1309,14 +1316,8 @@ def main(args: Args) -> Path | None:
         agent.reward_norm.update(discounted_returns.flatten()[:, None])
 
         # --- Log
-        means = {name: torch.stack(values_).mean().item() for name, values_ in losses.items()}
-        for name, value in means.items():
-            if not math.isfinite(value) and name != "losses/explained_variance":
-                writer.close()
-                bar.close()
-                print(f"error: {name} is {value} in iteration {iteration}: the run was stopped.", file=sys.stderr)
-                raise SystemExit(1)
-            writer.add_scalar(name, value, global_step)
+        for name, numbers in losses.items():
+            writer.add_scalar(name, np.mean(numbers), global_step)
         for k, episode_k in enumerate(episodic_returns):
             if episode_k:
                 writer.add_scalar(f"charts/episodic_return_ep{k + 1}", np.mean(episode_k), global_step)

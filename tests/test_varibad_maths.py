@@ -1,0 +1,745 @@
+"""Tests of varibad_hyper.py's maths, networks and buffer: every formula against slow plain loops or a known answer.
+
+Letters as in varibad_hyper.py: T steps, N environments, B batch, D observation, A action, L task embedding m, K
+hypernetwork features; E and J the steps and the transitions that the ELBO takes. Where nothing else is said the numbers
+are float64, so that a fast and a slow sum agree to 1e-10.
+"""
+
+import math
+from collections import Counter
+from functools import partial
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributions import Normal, kl_divergence
+from torch.testing import assert_close
+
+import varibad_hyper
+from varibad_hyper import (
+    VAE,
+    Agent,
+    Args,
+    Batch,
+    CellDecoder,
+    Decoder,
+    Encoder,
+    HyperPolicy,
+    MetaEpisodeBuffer,
+    RunningMeanStd,
+    StandardPolicy,
+    compute_gae,
+    consecutive_kl,
+    elbo_loss,
+    parameter_counts,
+    policy_loss,
+    subsample,
+    value_loss,
+)
+
+torch.set_num_threads(1)  # the tensors here are too small for more
+
+exactly = partial(assert_close, rtol=0, atol=0)
+closely = partial(assert_close, rtol=1e-10, atol=1e-10)  # float64 up to the order of summation
+roughly = partial(assert_close, rtol=1e-5, atol=1e-5, check_dtype=False)  # Grid-World's targets are float32
+
+D, A = 3, 5  # of every environment here; Grid-World's observation is (x, y, flag)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def small_args(**changes):
+    """Args of networks small enough for loops, with no two widths alike that could be mistaken for each other."""
+    sizes = {"latent_dim": 2, "gru_hidden": 4, "state_embedding": 3, "reward_embedding": 2, "decoder_layers": (6, 5)}
+    sizes |= {"state_features": 4, "embedding_features": 3, "base_layers": (7, 6)}
+    return Args(**sizes | changes)
+
+
+def random_(module):
+    """The module with parameters from N(0, 0.5^2), in float64."""
+    module.double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+def randn(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# PPO
+
+
+def test_gae_by_hand():
+    """Two environments that end after step 1: at a time limit, the last observation's value being 4, and truly."""
+    rewards = torch.tensor([[1.0, 1], [2, 2], [3, 3]])
+    values = torch.tensor([[0.5, 0.5], [1, 1], [1.5, 1.5]])
+    dones = torch.tensor([[0.0, 0], [1, 1], [0, 0]])
+    final_values = torch.tensor([[0.0, 0], [4, 0], [0, 0]])
+    # deltas: 1 + 0.5 - 0.5 = 1; 2 + 2 - 1 = 3 or 2 + 0 - 1 = 1; 3 + 1 - 1.5 = 2.5; the trace is 0.25
+    expected = torch.tensor([[1.75, 1.25], [3, 1], [2.5, 2.5]])
+    exactly(compute_gae(rewards, values, torch.tensor([2.0, 2]), dones, final_values, 0.5, 0.5), expected)
+
+
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.9, 0.8), (0.97, 0.0), (1.0, 1.0)])
+def test_gae_is_the_sum_of_its_definition(gamma, gae_lambda):
+    """Sum of (gamma lambda)^k delta up to the meta-episode's end; with gamma = lambda = 1, return minus value."""
+    T, N = 12, 6
+    rewards, values, next_value = randn(T, N), randn(T, N), randn(N)
+    dones = (torch.rand(T, N) < 0.25).double()
+    dones[:, 0], dones[-1, 1] = 0, 1  # one environment without an end, one that ends with the rollout
+    final_values = randn(T, N) * dones * (torch.rand(T, N) < 0.5)  # at a time limit not 0, at a true end 0
+    assert ((final_values != 0) & (dones == 1)).any() and ((final_values == 0) & (dones == 1)).any()
+    advantages = compute_gae(rewards, values, next_value, dones, final_values, gamma, gae_lambda)
+
+    for n in range(N):
+        for t in range(T):
+            advantage, total, weight = 0.0, 0.0, 1.0
+            for k in range(t, T):
+                following = values[k + 1, n] if k + 1 < T else next_value[n]
+                following = final_values[k, n] if dones[k, n] else following
+                advantage += weight * (rewards[k, n] + gamma * following - values[k, n])
+                weight *= gamma * gae_lambda
+                total += rewards[k, n]
+                if dones[k, n]:
+                    break
+            closely(advantages[t, n], advantage)
+            if gamma == gae_lambda == 1:
+                closely(advantages[t, n], total + following - values[t, n])
+
+
+def test_policy_loss():
+    """Clipped only where the ratio left the interval in the advantage's favour; there the gradient is 0."""
+    logratio = torch.tensor([0.5, 0.5, -0.5, -0.5, 0.05, -0.05, 0.0], dtype=torch.float64, requires_grad=True)
+    advantages = torch.tensor([2.0, -2, 2, -2, 3, -3, 1], dtype=torch.float64)
+    loss = policy_loss(logratio, advantages, 0.1)
+    loss.backward()
+
+    total, gradient = 0.0, []
+    for log_r, advantage in zip(logratio.tolist(), advantages.tolist(), strict=True):
+        ratio = math.exp(log_r)
+        clipped = (advantage > 0 and ratio > 1.1) or (advantage < 0 and ratio < 0.9)
+        total -= advantage * (min(max(ratio, 0.9), 1.1) if clipped else ratio)
+        gradient.append(0 if clipped else -advantage * ratio / 7)
+    assert gradient.count(0) == 2
+    closely(loss.item(), total / 7)
+    closely(logratio.grad, torch.tensor(gradient, dtype=torch.float64))
+
+
+def test_value_loss():
+    """Half Huber's loss; where the clipped value is the worse one it counts instead, without a gradient."""
+    newvalues = [0.05, 0.5, 0.5, -0.5, -0.5, 3.0, -3.0, 0.02]
+    returns = [0.5, 0.7, 0.2, 1.0, -4.0, -1.0, 2.0, 0.0]  # |error| below and above 1, values in and out of the interval
+    new = torch.tensor(newvalues, dtype=torch.float64, requires_grad=True)
+    old = 0.01 * torch.arange(8, dtype=torch.float64)
+    loss = value_loss(new, old, torch.tensor(returns, dtype=torch.float64), 0.1)
+    loss.backward()
+
+    def huber(error):
+        return 0.5 * error**2 if abs(error) < 1 else abs(error) - 0.5
+
+    total, gradient = 0.0, []
+    for value, before, target in zip(newvalues, old.tolist(), returns, strict=True):
+        clipped = min(max(value, before - 0.1), before + 0.1)
+        total += 0.5 * max(huber(value - target), huber(clipped - target))
+        held = huber(clipped - target) > huber(value - target) + 1e-12
+        gradient.append(0 if held else 0.5 * min(max(value - target, -1), 1) / 8)
+    assert gradient.count(0) == 2
+    closely(loss.item(), total / 8)
+    closely(new.grad, torch.tensor(gradient, dtype=torch.float64))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ELBO
+
+
+def test_consecutive_kl():
+    mean, logvar = randn(6, 3, 4), randn(6, 3, 4)  # [T+1, B, L]
+    kl = consecutive_kl(mean, logvar)
+    assert kl.shape == (6, 3)
+    for t in range(6):
+        before = Normal(mean[t - 1], (logvar[t - 1] / 2).exp()) if t else Normal(0.0, 1.0)
+        closely(kl[t], kl_divergence(Normal(mean[t], (logvar[t] / 2).exp()), before).sum(-1))
+        for b in range(3):
+            total = 0.0
+            for i in range(4):
+                mu, sigma = mean[t, b, i].item(), math.exp(logvar[t, b, i] / 2)
+                mu_0, sigma_0 = (mean[t - 1, b, i].item(), math.exp(logvar[t - 1, b, i] / 2)) if t else (0, 1)
+                total += math.log(sigma_0 / sigma) + (sigma**2 + (mu - mu_0) ** 2) / (2 * sigma_0**2) - 0.5
+            closely(kl[t, b].item(), total)
+
+
+def test_consecutive_kl_of_a_posterior_that_stays_is_zero():
+    mean, logvar = randn(1, 3, 4).expand(6, 3, 4), randn(1, 3, 4).expand(6, 3, 4)
+    kl = consecutive_kl(mean, logvar)
+    exactly(kl[1:].abs().max().item(), 0.0)
+    assert (kl[0] > 0).all()
+    exactly(consecutive_kl(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)), torch.zeros(2, 3))
+
+
+def test_subsample_draws_without_replacement_and_masks_what_is_missing():
+    lengths = torch.tensor([0, 1, 2, 3, 4, 7, 8])
+    for _ in range(50):
+        positions, mask = subsample(lengths, 8, 3)
+        assert positions.shape == mask.shape == (3, 7)
+        for b, length in enumerate(lengths.tolist()):
+            column = positions[:, b].tolist()
+            assert len(set(column)) == 3 and 0 <= min(column) and max(column) < 8
+            assert mask[:, b].tolist() == [float(position < length) for position in column]
+            assert mask[:, b].sum() == min(3, length)  # all valid where there are enough
+
+
+@pytest.mark.parametrize("limit", [0, 8, 9])
+def test_subsample_without_a_limit_is_everything(limit):
+    positions, mask = subsample(torch.tensor([8, 5, 0]), 8, limit)
+    for b, length in enumerate([8, 5, 0]):
+        assert positions[:, b].tolist() == list(range(8))
+        assert mask[:, b].tolist() == [1.0] * length + [0.0] * (8 - length)
+
+
+def test_subsample_is_uniform_and_independent_between_columns():
+    """Each of the 20 triples of 6 positions comes up equally often, and neighbouring columns agree by chance only."""
+    columns = 20_000
+    positions, _ = subsample(torch.full((columns,), 6), 8, 3)
+    triples = [tuple(sorted(column)) for column in positions.T.tolist()]
+    counts = Counter(triples)
+    assert len(counts) == math.comb(6, 3)
+    sigma = math.sqrt(columns * 0.05 * 0.95)
+    assert max(abs(count - columns / 20) for count in counts.values()) < 5 * sigma
+    assert abs(sum(a == b for a, b in pairwise(triples)) - columns / 20) < 5 * sigma
+
+
+ELBO_CASES = {
+    "grid": {"env": "Grid-World"},
+    "reward": {"env": "Ant-Dir", "action_embedding": 2},
+    "state": {"env": "Ant-Dir", "action_embedding": 2, "decode_reward": False, "decode_state": True},
+    "both": {"env": "Ant-Dir", "decode_state": True},
+}
+elbo_cases = pytest.mark.parametrize("case", ELBO_CASES.values(), ids=ELBO_CASES)
+
+
+def random_batch(env, lengths=(5, 3, 1, 4)):
+    """Meta-episodes of these lengths; beyond their ends there are random numbers as well, on Grid-World legal cells."""
+    T, B = max(lengths), len(lengths)
+    obs, next_obs, actions, rewards = randn(T, B, D), randn(T, B, D), randn(T, B, A), randn(T, B, 1)
+    if env == "Grid-World":
+        obs, next_obs = (torch.cat([torch.randint(5, (T, B, 2)), torch.randint(2, (T, B, 1))], -1) for _ in range(2))
+        actions = F.one_hot(torch.randint(A, (T, B)), A)
+        rewards = torch.where(torch.rand(T, B, 1) < 0.4, 1.0, -0.1)
+    return Batch(obs.double(), actions.double(), rewards.double(), next_obs.double(), torch.tensor(lengths))
+
+
+def slow_prediction(decoder, *inputs):
+    """A decoder as an ordinary MLP on the concatenation of its inputs."""
+    return decoder.rest(torch.relu(decoder.first(torch.cat(inputs))))
+
+
+def slow_elbo(vae, batch, noise, kl_weight, steps, transitions):
+    """elbo_loss term by term: each meta-episode encoded alone, one (m, transition) decoded at a time.
+
+    `steps` and `transitions` list, for each meta-episode, the t and the transitions that count.
+    """
+    sums = {"kl": 0.0}
+    sums |= {"reward_loss": 0.0} if vae.reward_decoder else {}
+    sums |= {"state_loss": 0.0} if vae.state_decoder else {}
+    for b, length in enumerate(batch.lengths.tolist()):
+        obs, actions, rewards, next_obs = (x[:length, b] for x in batch[:4])  # [length, .]
+        latents = vae.encoder(actions[:, None], next_obs[:, None], rewards[:, None])[:, 0]  # [length+1, 2L]
+        posteriors = [Normal(latent[:2], (latent[2:] / 2).exp()) for latent in latents]
+        for t in steps[b]:
+            prior = posteriors[t - 1] if t else Normal(0.0, 1.0)
+            sums["kl"] += kl_divergence(posteriors[t], prior).sum()
+            m = posteriors[t].mean + posteriors[t].stddev * noise[t, b]  # [L]
+            for j in transitions[b]:
+                if isinstance(vae.reward_decoder, CellDecoder):
+                    x, y, _ = next_obs[j].tolist()
+                    logit = vae.reward_decoder.net(m)[int(5 * x + y)]
+                    sums["reward_loss"] -= F.logsigmoid(logit if rewards[j] == 1 else -logit)
+                elif vae.reward_decoder is not None:
+                    prediction = slow_prediction(vae.reward_decoder, m, next_obs[j], obs[j], actions[j])
+                    sums["reward_loss"] += (prediction[0] - rewards[j, 0]) ** 2
+                if vae.state_decoder is not None:
+                    prediction = slow_prediction(vae.state_decoder, m, obs[j], actions[j])
+                    sums["state_loss"] += sum((prediction[i] - next_obs[j, i]) ** 2 for i in range(D)) / D
+    parts = {name: total / len(batch.lengths) for name, total in sums.items()}
+    reconstruction = sum(value for name, value in parts.items() if name != "kl")
+    return parts | {"elbo_loss": reconstruction + kl_weight * parts["kl"]}
+
+
+@pytest.fixture
+def noise(monkeypatch):
+    """Makes torch.randn_like in elbo_loss return the tensor given to it."""
+
+    def use(noise):
+        def randn_like(x):
+            assert x.shape == noise.shape
+            return noise
+
+        monkeypatch.setattr(varibad_hyper.torch, "randn_like", randn_like)
+        return noise
+
+    return use
+
+
+@elbo_cases
+@pytest.mark.parametrize("limit", [0, 2, 5])
+def test_elbo_is_the_triple_sum(case, limit, noise, monkeypatch):
+    """Value, parts and gradients equal those of the triple loop over meta-episode, t and transition."""
+    vae, batch = random_(VAE(D, A, small_args(**case))), random_batch(case["env"])
+    eps = noise(randn(6, 4, 2))
+    drawn = {}
+
+    def spy(lengths, size, limit):
+        positions, mask = subsample(lengths, size, limit)
+        assert size not in drawn
+        drawn[size] = [positions[mask[:, b] > 0, b].tolist() for b in range(len(lengths))]
+        return positions, mask
+
+    monkeypatch.setattr(varibad_hyper, "subsample", spy)
+    fast = elbo_loss(vae, batch, limit, 0.3)
+    steps, transitions = drawn[6], drawn[5]  # from 0 .. T and from the T transitions
+    for b, length in enumerate(batch.lengths.tolist()):
+        assert len(steps[b]) == min(limit or 6, length + 1) and len(transitions[b]) == min(limit or 5, length)
+    slow = slow_elbo(vae, batch, eps, 0.3, steps, transitions)
+    assert set(fast) == set(slow) and len(fast) == 2 + case.get("decode_reward", True) + case.get("decode_state", False)
+    equal = roughly if case["env"] == "Grid-World" else closely
+    equal(fast, slow)
+    parameters = list(vae.parameters())
+    equal(torch.autograd.grad(fast["elbo_loss"], parameters), torch.autograd.grad(slow["elbo_loss"], parameters))
+
+
+@elbo_cases
+@pytest.mark.parametrize("limit", [0, 3])
+def test_elbo_ignores_what_lies_beyond_the_end(case, limit):
+    vae, batch, other = random_(VAE(D, A, small_args(**case))), random_batch(case["env"]), random_batch(case["env"])
+    inside = torch.arange(5)[:, None, None] < batch.lengths[:, None]  # [T, B, 1]
+    scale = 1 if case["env"] == "Grid-World" else 100
+    padded = Batch(*(torch.where(inside, x, scale * y) for x, y in zip(batch[:4], other[:4], strict=True)), batch[4])
+    results = []
+    for meta_episodes in (batch, padded):
+        torch.manual_seed(1)
+        losses = elbo_loss(vae, meta_episodes, limit, 0.3)
+        results.append((losses, torch.autograd.grad(losses["elbo_loss"], list(vae.parameters()))))
+    assert not torch.equal(batch.next_obs, padded.next_obs)
+    closely(*results)
+
+
+def test_elbo_samples_m_afresh():
+    """The noise is drawn: two calls differ in the reconstruction, and not in the KL."""
+    vae, batch = random_(VAE(D, A, small_args())), random_batch("Grid-World")
+    first, second = (elbo_loss(vae, batch, 0, 0.3) for _ in range(2))
+    assert first["reward_loss"] != second["reward_loss"]
+    exactly(first["kl"], second["kl"])
+
+
+def test_kl_weight_multiplies_only_the_kl(noise):
+    vae, batch = random_(VAE(D, A, small_args(**ELBO_CASES["both"]))), random_batch("Ant-Dir")
+    noise(randn(6, 4, 2))
+    without, with_kl = elbo_loss(vae, batch, 0, 0.0), elbo_loss(vae, batch, 0, 7.0)
+    for name in ("kl", "reward_loss", "state_loss"):
+        exactly(without[name], with_kl[name])
+    closely(without["elbo_loss"], without["reward_loss"] + without["state_loss"])
+    closely(with_kl["elbo_loss"] - without["elbo_loss"], 7 * without["kl"])
+
+
+@elbo_cases
+def test_elbo_is_a_mean_over_meta_episodes(case, noise):
+    """One meta-episode repeated gives the loss of one, in every part."""
+    vae, batch = random_(VAE(D, A, small_args(**case))), random_batch(case["env"], (4,))
+    noise(torch.zeros(5, 1, 2, dtype=torch.float64))
+    one = elbo_loss(vae, batch, 0, 0.3)
+    noise(torch.zeros(5, 7, 2, dtype=torch.float64))
+    seven = elbo_loss(vae, Batch(*(x.expand(-1, 7, -1) for x in batch[:4]), batch.lengths.expand(7)), 0, 0.3)
+    (roughly if case["env"] == "Grid-World" else closely)(one, seven)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks
+
+
+@pytest.mark.parametrize("target", ["reward", "state"])
+def test_decoder_is_an_mlp_on_every_pair(target):
+    """The split first layer equals the plain one on concatenated inputs, for every m with every transition."""
+    decoder = random_(Decoder(target, D, A, small_args()))
+    m, obs, actions, rewards, next_obs = randn(3, 2, 2), randn(4, 2, D), randn(4, 2, A), randn(4, 2, 1), randn(4, 2, D)
+    parts = (next_obs, obs, actions) if target == "reward" else (obs, actions)
+    predictions = decoder(m, torch.cat(parts, dim=-1))
+    errors = decoder.errors(m, obs, actions, rewards, next_obs)
+    truth = rewards if target == "reward" else next_obs
+    assert predictions.shape == (3, 4, 2, truth.shape[-1]) and errors.shape == (3, 4, 2)
+    for e, j, b in np.ndindex(3, 4, 2):
+        expected = slow_prediction(decoder, m[e, b], *(part[j, b] for part in parts))
+        closely(predictions[e, j, b], expected)
+        closely(errors[e, j, b], sum((expected - truth[j, b]) ** 2) / len(expected))
+
+
+@pytest.mark.parametrize("size", [5, 6])
+def test_cell_decoder_picks_the_cell_that_was_entered(size):
+    """With logits 0, 1, 2, ...: softplus(-+ (size x + y)), minus where the reward was 1 and nowhere else."""
+    decoder = CellDecoder(small_args(grid_size=size))
+    assert decoder(torch.zeros(2, 3, 2)).shape == (2, 3, size**2)
+    nn.init.zeros_(decoder.net[-1].weight)
+    decoder.net[-1].bias.data = torch.arange(float(size**2))
+    next_obs = torch.tensor([[[0.0, 0, 0]], [[0, 3, 1]], [[3, 0, 0]], [[4, 4, 0]], [[3, 0, 1]]])
+    rewards = torch.tensor([1, -0.1, 1, -0.1, 0.99])[:, None, None]
+    obs, actions = torch.randint(5, (5, 1, 3)).float(), torch.zeros(5, 1, A)
+    errors = decoder.errors(torch.zeros(2, 1, 2), obs, actions, rewards, next_obs)
+    expected = torch.tensor([math.log1p(math.exp(z)) for z in (-0, 3, -3 * size, 4 * size + 4, 3 * size)])
+    assert_close(errors, expected[:, None].expand(2, 5, 1))
+
+
+@pytest.mark.parametrize("action_embedding", [0, 2])
+def test_encoder_is_a_gru_on_relu_embeddings(action_embedding):
+    encoder = random_(Encoder(D, A, small_args(action_embedding=action_embedding)))
+    actions, next_obs, rewards = randn(6, 3, A), randn(6, 3, D), randn(6, 3, 1)
+    cell = nn.GRUCell(encoder.gru.input_size, 4).double()
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in encoder.gru.state_dict().items()})
+    hiddens = [torch.zeros(3, 4, dtype=torch.float64)]
+    for t in range(6):
+        steps = (actions[t], next_obs[t], rewards[t])
+        embedded = [layer(x).clamp(min=0) for layer, x in zip(encoder.embeddings, steps, strict=True) if layer]
+        hiddens.append(cell(torch.cat(embedded, dim=1), hiddens[-1]))
+    assert len(embedded) == (3 if action_embedding else 2)
+    closely(encoder.encode(actions, next_obs, rewards), torch.stack(hiddens))
+    closely(encoder.hiddens(actions[2:], next_obs[2:], rewards[2:], hiddens[2]), torch.stack(hiddens[3:]))
+
+    latents = encoder(actions, next_obs, rewards)
+    closely(latents, torch.stack([F.linear(h, encoder.posterior.weight, encoder.posterior.bias) for h in hiddens]))
+    closely(latents[0], encoder.posterior.bias.expand(3, 4))  # the prior
+    closely(encoder(actions[:0], next_obs[:0], rewards[:0]), latents[:1])
+
+    other = encoder(randn(6, 3, A), next_obs, rewards)
+    assert torch.equal(other, latents) if not action_embedding else not torch.equal(other, latents)
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_infer_steps_the_encoder(discrete):
+    """One call of infer per step gives what one call gives on the whole sequence; discrete actions enter one-hot."""
+    agent = Agent(D, A, discrete, small_args(action_embedding=2))
+    T, N = 7, 3
+    actions = torch.randint(A, (T, N)) if discrete else torch.randn(T, N, A)
+    next_obs, rewards = torch.randn(T, N, D), torch.randn(T, N)
+    vectors = (actions[..., None] == torch.arange(A)).float() if discrete else actions
+    beliefs = agent.vae.encoder.encode(vectors, next_obs, rewards[..., None])  # [T+1, N, H]
+    hidden = agent.vae.encoder.initial_hidden(N)
+    exactly(beliefs[0], hidden)
+    for t in range(T):
+        hidden = agent.infer(actions[t], next_obs[t], rewards[t], hidden)
+        assert_close(hidden, beliefs[t + 1])
+
+
+def test_running_mean_std_is_that_of_all_data():
+    norm, data = RunningMeanStd(4), torch.randn(500, 4) * torch.tensor([0.1, 1, 10, 3]) + torch.tensor([0.0, 5, -20, 1])
+    data[300:] += 7  # the mean moves
+    for start, end in pairwise([0, 1, 20, 300, 310, 500]):
+        norm.update(data[start:end])
+        assert_close(norm.mean, torch.from_numpy(data[:end].numpy().mean(0)), rtol=1e-4, atol=1e-4)
+        assert_close(norm.var, torch.from_numpy(data[:end].numpy().var(0)), rtol=1e-4, atol=1e-4)
+    assert norm.count == 500
+    x = 30 * torch.randn(2, 3, 4)
+    expected = ((x.numpy() - norm.mean.numpy()) / np.sqrt(norm.var.numpy() + 1e-8)).clip(-2, 2)
+    assert (abs(expected) == 2).any() and (abs(expected) < 2).any()
+    assert_close(norm(x, 2.0), torch.from_numpy(expected))
+
+
+def test_running_mean_std_begins_as_the_identity():
+    x = torch.tensor([[-12.0, -1, 0, 1, 12]])
+    assert_close(RunningMeanStd(5)(x, 10.0), torch.tensor([[-10.0, -1, 0, 1, 10]]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Policies
+
+
+def make_agent(arch="hyper", discrete=True, **changes):
+    return Agent(D, A, discrete, small_args(arch=arch, **changes))
+
+
+def normalise(norm, x, clip):
+    return torch.max(torch.min((x - norm.mean) / (norm.var + 1e-8).sqrt(), torch.tensor(clip)), torch.tensor(-clip))
+
+
+def slow_base_network(layers, inputs, x):
+    """The tanh layers of one sample; those of a hypernetwork are materialised first for its features x [K]."""
+    for i, layer in enumerate(layers):
+        if isinstance(layer, nn.Linear):
+            weight, bias = layer.weight, layer.bias
+        else:
+            generate = lambda stack: sum(x[k] * stack[k] for k in range(len(x))) + stack[-1]  # noqa: E731
+            if hasattr(layer, "scale"):
+                weight, bias = generate(layer.scale) * layer.weight, generate(layer.shift)[:, 0]
+            else:
+                weight, bias = generate(layer.weight), generate(layer.bias)[:, 0]
+        inputs = weight @ inputs + bias
+        if i < len(layers) - 1:
+            inputs = inputs.tanh()
+    return inputs
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize(
+    ("arch", "hyper_layers"), [("standard", ()), ("hyper", ()), ("hyper", (8,)), ("hyper", (8, 5)), ("film", (8,))]
+)
+def test_agent_is_a_base_network_per_sample(arch, hyper_layers, discrete):
+    """Outputs on normalised, clipped inputs equal those of each sample's own tanh network."""
+    agent = random_(make_agent(arch, discrete, hyper_layers=hyper_layers, norm_clip=1.5))
+    agent.obs_norm.update(3 * randn(50, D) + 1)
+    agent.latent_norm.update(2 * randn(50, 4) - 1)
+    obs, latent = 3 * randn(6, D), 3 * randn(6, 4)
+    actor, value = agent.outputs(obs, latent)
+    assert actor.shape == (6, A) and value.shape == (6,)
+
+    policy = agent.policy
+    assert isinstance(policy, StandardPolicy if arch == "standard" else HyperPolicy)
+    obs, latent = normalise(agent.obs_norm, obs, 1.5), normalise(agent.latent_norm, latent, 1.5)
+    assert (obs.abs() == 1.5).any() and (latent.abs() == 1.5).any()
+    for b in range(6):
+        inputs = (policy.obs_features.weight @ obs[b] + policy.obs_features.bias).tanh()
+        x = (policy.embedding_features.weight @ latent[b] + policy.embedding_features.bias).tanh()
+        if arch == "standard":
+            inputs = torch.cat([inputs, x])
+        else:
+            assert len(policy.hyper_hidden) == len(hyper_layers)
+            for layer in policy.hyper_hidden:
+                x = (layer.weight @ x + layer.bias).clamp(min=0)
+        closely(actor[b], slow_base_network(policy.actor, inputs, x))
+        closely(value[b], slow_base_network(policy.critic, inputs, x)[0])
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("hyper_layers", [(), (8,)])
+@pytest.mark.parametrize("arch", ["hyper", "film"])
+def test_bias_hyperinit_begins_without_the_embedding(arch, hyper_layers, discrete):
+    """Before training, actions and values are the same for every embedding, and not for every observation."""
+    agent = make_agent(arch, discrete, hyper_layers=hyper_layers).double()
+    obs, latent = randn(1, D).expand(8, D), 5 * randn(8, 4)
+    actor, value = agent.outputs(obs, latent)
+    assert_close(actor, actor[:1].expand(8, A), rtol=1e-12, atol=0)
+    assert_close(value, value[:1].expand(8), rtol=1e-12, atol=0)
+    actor, value = agent.outputs(randn(8, D), latent[:1].expand(8, 4))
+    assert len(set(value.tolist())) == 8 and len(set(actor[:, 0].tolist())) == 8
+    value.sum().backward()  # the embedding's influence is learned: the heads that are 0 have gradients
+    stack = agent.policy.critic[0].weight if arch == "hyper" else agent.policy.critic[0].scale
+    assert (stack.grad[:-1] != 0).any()
+
+
+def initial_parameters(layer):
+    """Weight [out, in] and bias [out] that a layer has at first: its own, or the last slice of its stacks."""
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    return (weight[-1], bias[-1, :, 0]) if weight.dim() == 3 else (weight, bias)
+
+
+@pytest.mark.parametrize("arch", ["standard", "hyper"])
+@pytest.mark.parametrize("base_init", ["normc", "orthogonal", "kaiming"])
+def test_hidden_layers_begin_with_the_base_init(arch, base_init):
+    """Gain 5/3, that of tanh; biases 0; actor and critic are drawn apart."""
+    policy = make_agent(arch, base_init=base_init, state_features=30, base_layers=(40, 20)).policy
+    for network in (policy.actor, policy.critic):
+        for layer in network[:-1]:
+            weight, bias = initial_parameters(layer)
+            exactly(bias, torch.zeros_like(bias))
+            if base_init == "normc":
+                assert_close(weight.norm(dim=1), torch.full_like(bias, 5 / 3))
+                assert abs(weight.mean()) < 0.05 and len(weight.unique()) == weight.numel()
+            elif base_init == "orthogonal":
+                wide = weight if weight.shape[0] <= weight.shape[1] else weight.T
+                assert_close(wide @ wide.T, (5 / 3) ** 2 * torch.eye(len(wide)))
+            else:
+                assert weight.std().item() == pytest.approx(5 / 3 / weight.shape[1] ** 0.5, rel=0.1)
+    assert not torch.equal(initial_parameters(policy.actor[0])[0], initial_parameters(policy.critic[0])[0])
+
+
+@pytest.mark.parametrize("arch", ["standard", "hyper", "film"])
+def test_actor_heads_begin_with_their_own_init(arch):
+    """Discrete: orthogonal with gain 0.01. Continuous: normc, rows of length 1. Whatever --base-init is; biases 0."""
+    for base_init in ("kaiming", "normc"):
+        for discrete in (True, False):
+            layer = make_agent(arch, discrete, base_init=base_init).policy.actor[-1]
+            weight, bias = (layer.weight, layer.shift[-1]) if arch == "film" else initial_parameters(layer)
+            exactly(bias, torch.zeros_like(bias))
+            if discrete:
+                assert_close(weight @ weight.T, 1e-4 * torch.eye(A), rtol=1e-4, atol=1e-9)
+            else:
+                assert_close(weight.norm(dim=1), torch.ones(A))
+
+
+@pytest.mark.parametrize("arch", ["standard", "hyper"])
+@pytest.mark.parametrize("discrete", [True, False])
+def test_critic_head_begins_as_pytorch_has_it(arch, discrete):
+    """Weight and bias from U(+-1 / sqrt(fan-in)): over 50 draws they fill the interval, and lie in it."""
+    layers = [make_agent(arch, discrete).policy.critic[-1] for _ in range(50)]
+    for drawn in map(
+        torch.cat, zip(*([x.flatten() for x in initial_parameters(layer)] for layer in layers), strict=True)
+    ):
+        bound = 6**-0.5
+        assert drawn.min() < -0.85 * bound and 0.85 * bound < drawn.max()
+        assert drawn.abs().max() <= bound
+        assert drawn.std().item() == pytest.approx(bound / 3**0.5, rel=0.2)
+
+
+def test_hfi_knows_the_gain_of_every_layer():
+    """Generated weights: U with variance gain^2 / (2 d_j d_k), gain 5/3 for tanh layers and 1 for the output layers."""
+    policy = make_agent(init="hfi", embedding_features=9, state_features=30, base_layers=(40, 20)).policy
+    for network in (policy.actor, policy.critic):
+        for layer, fan_in, gain in zip(network, (30, 40, 20), (5 / 3, 5 / 3, 1), strict=True):
+            drawn, bound = layer.weight.detach()[:-1].abs(), (3 * gain**2 / (2 * fan_in * 9)) ** 0.5
+            assert 0.95 * bound < drawn.max() <= bound
+
+
+def test_discrete_actions():
+    """Log-probabilities and entropy by hand; the draws follow them; the greedy action is the likeliest."""
+    agent = random_(make_agent())
+    obs, latent = randn(8, D), randn(8, 4)
+    action, logprob, entropy, value = agent.get_action_and_value(obs, latent)
+    assert action.shape == logprob.shape == entropy.shape == value.shape == (8,) and action.dtype == torch.long
+    logits, values = agent.outputs(obs, latent)
+    exactly(value, values)
+    exactly(agent.get_value(obs, latent), values)
+    for b in range(8):
+        total = sum(math.exp(z) for z in logits[b].tolist())
+        probs = [math.exp(z) / total for z in logits[b].tolist()]
+        closely(logprob[b].item(), math.log(probs[action[b]]))
+        closely(entropy[b].item(), -sum(p * math.log(p) for p in probs))
+        assert agent.get_greedy_action(obs, latent)[b] == probs.index(max(probs))
+        other = agent.get_action_and_value(obs, latent, torch.full((8,), 3))
+        closely(other[1][b].item(), math.log(probs[3]))
+    again = agent.get_action_and_value(obs, latent, action)
+    exactly(again, (action, logprob, entropy, value))
+    draws = agent.get_action_and_value(obs[:1].expand(20_000, D), latent[:1].expand(20_000, 4))[0]
+    assert_close(draws.bincount(minlength=A) / 20_000, logits[0].softmax(-1).float(), rtol=0, atol=0.02)
+
+
+def test_continuous_actions():
+    """A diagonal Gaussian: the density, the entropy and the draws by hand; the greedy action is the mean."""
+    agent = random_(make_agent(discrete=False))
+    obs, latent = randn(8, D), randn(8, 4)
+    action, logprob, entropy, value = agent.get_action_and_value(obs, latent)
+    assert action.shape == (8, A) and logprob.shape == entropy.shape == value.shape == (8,)
+    assert not action.requires_grad
+    means, values = agent.outputs(obs, latent)
+    log_std = agent.policy.log_std
+    exactly(value, values)
+    exactly(agent.get_value(obs, latent), values)
+    exactly(agent.get_greedy_action(obs, latent), means)
+    for b in range(8):
+        density, spread = 0.0, 0.0
+        for i in range(A):
+            z = (action[b, i] - means[b, i]) / log_std[i].exp()
+            density += -0.5 * z**2 - log_std[i] - 0.5 * math.log(2 * math.pi)
+            spread += 0.5 * math.log(2 * math.pi * math.e) + log_std[i]
+        closely(logprob[b], density)
+        closely(entropy[b], spread)
+    exactly(agent.get_action_and_value(obs, latent, action), (action, logprob, entropy, value))
+    draws = agent.get_action_and_value(obs[:1].expand(20_000, D), latent[:1].expand(20_000, 4))[0]
+    z = (draws - means[0]) / log_std.exp()
+    assert z.mean(0).abs().max() < 0.05 and (z.std(0) - 1).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("arch", ["standard", "hyper", "film"])
+def test_log_std_is_free_and_begins_at_0(arch):
+    agent = make_agent(arch, discrete=False)
+    exactly(agent.policy.log_std.detach(), torch.zeros(A))
+    assert any(parameter is agent.policy.log_std for parameter in agent.policy.parameters())
+    assert not hasattr(make_agent(arch).policy, "log_std")
+    random_(agent)
+    entropy = agent.get_action_and_value(randn(8, D), randn(8, 4))[2]
+    exactly(entropy, entropy[:1].expand(8))  # of no observation or embedding
+
+
+def test_a_saved_agent_has_its_normalisers():
+    agent, copy = make_agent(), make_agent()
+    for norm in (agent.obs_norm, agent.latent_norm, agent.reward_norm):
+        norm.update(3 * torch.randn(9, len(norm.mean)) + 1)
+    state = agent.state_dict()
+    assert {f"{n}_norm.{x}" for n in ("obs", "latent", "reward") for x in ("mean", "var", "count")} <= set(state)
+    copy.load_state_dict(state)
+    obs, latent = torch.randn(8, D), torch.randn(8, 4)
+    exactly(copy.outputs(obs, latent), agent.outputs(obs, latent))
+    exactly(copy.reward_norm.var, agent.reward_norm.var)
+
+
+def test_parameter_counts_by_hand():
+    """Continuous actions: observation 3, action 5, embedding posterior 2 x 2, base layers 7 and 6."""
+    actor, critic = (4 * 7 + 7) + (7 * 6 + 6) + (6 * 5 + 5), (4 * 7 + 7) + (7 * 6 + 6) + (6 * 1 + 1)
+    encoder = (3 * 3 + 3) + (1 * 2 + 2) + 3 * (5 * 4 + 4 * 4 + 4 + 4) + (4 * 4 + 4)
+    decoder = (2 * 6 + 6) + (6 * 5 + 5) + (5 * 25 + 25)
+    rest = encoder + decoder + (3 * 4 + 4) + (4 * 3 + 3) + 5  # VAE, the policy's two feature layers, log_std
+
+    counts = parameter_counts(make_agent("hyper", discrete=False, hyper_layers=(8,)))
+    hyper = (3 * 8 + 8) + (8 + 1) * (actor + critic)
+    assert counts == {"total": rest + hyper, "hypernetwork": hyper, "base_network": actor + critic}
+
+    counts = parameter_counts(make_agent("film", discrete=False))
+    weights, units = (4 * 7 + 7 * 6 + 6 * 5) + (4 * 7 + 7 * 6 + 6 * 1), (7 + 6 + 5) + (7 + 6 + 1)
+    hyper = (3 + 1) * 2 * units
+    assert counts == {"total": rest + weights + hyper, "hypernetwork": hyper, "base_network": weights + 2 * units}
+
+    counts = parameter_counts(make_agent("standard", discrete=False))
+    base = actor + critic + 2 * 3 * 7  # the embedding's 3 features enter the first layers
+    assert counts == {"total": rest + base, "hypernetwork": 0, "base_network": base}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Buffer
+
+
+def contents(batch):
+    """A batch's meta-episodes without their padding, as (obs, actions, rewards, next_obs) of plain numbers."""
+    lengths = batch.lengths.tolist()
+    return [tuple(tuple(x[:length, b].flatten().tolist()) for x in batch[:4]) for b, length in enumerate(lengths)]
+
+
+def test_buffer_keeps_the_last_finished_meta_episodes():
+    """Four environments, meta-episodes of 1 to 6 steps, room for 5: what was put in comes out, number by number."""
+    N, widths = 4, (2, 3, 1, 2)
+    envs = SimpleNamespace(num_envs=N, obs_dim=2, action_dim=3, max_steps=6)
+    buffer = MetaEpisodeBuffer(5, envs, torch.device("cpu"), seed=0)
+    running, finished, several = [[] for _ in range(N)], [], False
+
+    def plain(steps):
+        return tuple(tuple(x for step in steps for x in step[part].tolist()) for part in range(4))
+
+    for _ in range(60):
+        parts = [torch.randn(N, width) for width in widths]  # obs, actions, rewards, next_obs
+        buffer.add(*parts)
+        for n in range(N):
+            running[n].append([part[n] for part in parts])
+        assert contents(buffer.running()) == [plain(steps) for steps in running]
+
+        task_done = (torch.rand(N) < 0.2).numpy() | np.array([len(steps) == 6 for steps in running])
+        buffer.finish(task_done)
+        several |= task_done.sum() > 1
+        for n in np.flatnonzero(task_done):
+            finished.append(plain(running[n]))
+            running[n] = []
+        assert contents(buffer.running()) == [plain(steps) for steps in running]
+        if finished:
+            assert buffer.size == min(len(finished), 5)
+            batch = buffer.sample(200)
+            assert set(contents(batch)) == set(finished[-5:])
+            longest = int(batch.lengths.max())
+            assert [x.shape for x in batch[:4]] == [(longest, 200, width) for width in widths]
+            assert all(x.dtype == torch.float32 for x in batch[:4])
+    assert several and len(finished) > 20 and len({len(steps[2]) for steps in finished}) == 6
+
+
+def test_buffer_draws_by_its_seed():
+    envs = SimpleNamespace(num_envs=10, obs_dim=1, action_dim=1, max_steps=1)
+
+    def draw(seed):
+        buffer = MetaEpisodeBuffer(10, envs, torch.device("cpu"), seed)
+        buffer.add(*torch.arange(10.0)[:, None].expand(4, 10, 1))
+        buffer.finish(np.ones(10, bool))
+        return buffer.sample(1000).obs.flatten().tolist()
+
+    assert draw(1) == draw(1) != draw(2)
+    counts = Counter(draw(1))
+    assert all(50 < counts[k] < 150 for k in range(10))  # uniformly, with replacement
