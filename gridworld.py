@@ -49,7 +49,7 @@ class GridWorldEnv(gym.Env):
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
 
     def __init__(self, size: int = 5, horizon: int = 15, goals: str = "all", render_mode: str | None = None):
-        self.goal_cells = goal_cells(size, goals)  # [num_goals, 2]
+        self.all_tasks = goal_cells(size, goals)  # [num_goals, 2]
         self.size, self.horizon, self.render_mode = size, horizon, render_mode
         self.observation_space = gym.spaces.Box(0, size - 1, (2,), np.float32)
         self.action_space = gym.spaces.Discrete(len(MOVES))
@@ -60,7 +60,7 @@ class GridWorldEnv(gym.Env):
         if options and "task" in options:
             self.task = np.array(options["task"])
         else:
-            self.task = self.goal_cells[self.np_random.integers(len(self.goal_cells))].copy()
+            self.task = self.all_tasks[self.np_random.integers(len(self.all_tasks))].copy()
         self.position = np.zeros(2, int)
         self.elapsed = 0
         return self.position.astype(np.float32), {}
@@ -102,7 +102,7 @@ class GridWorldVectorEnv(gym.vector.VectorEnv):
     metadata = {"render_modes": [], "autoreset_mode": gym.vector.AutoresetMode.DISABLED}
 
     def __init__(self, num_envs: int = 1, size: int = 5, horizon: int = 15, goals: str = "all"):
-        self.goal_cells = goal_cells(size, goals)  # [num_goals, 2]
+        self.all_tasks = goal_cells(size, goals)  # [num_goals, 2]
         self.num_envs, self.size, self.horizon = num_envs, size, horizon
         self.single_observation_space = gym.spaces.Box(0, size - 1, (2,), np.float32)
         self.single_action_space = gym.spaces.Discrete(len(MOVES))
@@ -124,7 +124,7 @@ class GridWorldVectorEnv(gym.vector.VectorEnv):
             if seeds[i] is not None:
                 self.rngs[i] = seeding.np_random(seeds[i])[0]
             if "tasks" not in options:
-                self.tasks[i] = self.goal_cells[self.rngs[i].integers(len(self.goal_cells))]
+                self.tasks[i] = self.all_tasks[self.rngs[i].integers(len(self.all_tasks))]
         if "tasks" in options:
             self.tasks[mask] = np.asarray(options["tasks"])[mask]
         self.positions[mask] = 0

@@ -78,7 +78,7 @@ def normc_(tensor: Tensor, gain: float = 1.0) -> Tensor:
 
 def head_matrix(stack: Tensor) -> Tensor:
     """The head's W as the ordinary matrix [P, K] that a default initialisation sees: a view of stack [K+1, out, in]."""
-    return stack.detach()[:-1].flatten(1).T
+    return stack.detach()[:-1].view(len(stack) - 1, -1).T
 
 
 def kaiming_hyper_(stack: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def _uniform_head_(stack: Tensor, variance: float) -> Tensor:
 
 
 def hfi_(stack: Tensor, gain: float = 1.0) -> Tensor:
-    """Hyperfan-in: W ~ U, Var = gain^2 / (2 d_j d_k), b = 0. Chang et al., 2020, section 4.2.
+    """Hyperfan-in: W ~ U, Var = gain^2 / (2 d_j d_k), b = 0. Chang et al., 2020, section 4.1.
 
     The variance is chosen backwards from the base network, so that *its* activations keep their scale: weights and
     biases each contribute half (the 2). A generated weight has variance gain^2 / (2 d_j), a generated bias gain^2 / 2:

@@ -13,8 +13,8 @@ then `main`, one loop of: rollout, GAE and PPO on the stored embeddings, VAE upd
 
 Tensors are time-major and their shapes are noted with these letters: T steps, N environments, B batch, D observation,
 A action, L task embedding m (`latent` is its posterior: mean and log-variance, 2L), H GRU state, K hypernetwork
-features. `# META-RL:` marks where PPO differs from the single-task PPO, `# NOTE:` where this differs from the paper or
-its authors' code.
+features, E steps whose ELBO is taken, J transitions that each decodes. `# META-RL:` marks where PPO differs from the
+single-task PPO, `# NOTE:` where this differs from the paper or its authors' code.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
@@ -40,7 +40,7 @@ from torch.distributions import Categorical, Normal
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-import gridworld  # noqa: F401  (registers GridWorld-v0)
+import gridworld
 from hyperinit import FILM_SCHEMES, FilmLinear, HyperLinear, init_film_linear_, init_hyper_linear_, normc_
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -81,6 +81,10 @@ class Args:
     """the hypernetwork head's initialisation (hyperinit.py); the standard architecture has no such head"""
     base_init: Literal["normc", "orthogonal", "kaiming"] = "normc"
     """f, the base network's own initialisation, which Bias- and Weight-HyperInit reproduce; also the standard one's"""
+    embedding: Literal["posterior", "one-hot"] = "posterior"
+    """what the policy knows of the task: VariBAD's posterior, or its number, one-hot (multi-task RL, an upper bound)"""
+    hyper_bias: bool = True
+    """whether the hypernetwork's head has a bias; without it a linear one has separate policies for one-hot tasks"""
     seed: int = 1
     """of everything random; the same seed gives the same run on the CPU, bit for bit"""
     total_timesteps: WholeNumber = 4_000_000
@@ -124,7 +128,7 @@ class Args:
     learning_rate: float = 7e-4
     """of the policy's Adam"""
     adam_eps: float = 1e-8
-    """Adam's epsilon"""
+    """epsilon of every Adam"""
     gamma: float = 0.95
     """discount factor per step"""
     gae_lambda: float = 0.95
@@ -142,13 +146,15 @@ class Args:
     max_grad_norm: float = 0.5
     """gradients of the policy are scaled down to this norm"""
     norm_clip: float = 10.0
-    """normalised observations, embeddings and rewards are clipped to +- this"""
+    """normalised observations and embeddings are clipped to +- this"""
+    reward_clip: float = 10.0
+    """normalised rewards are clipped to +- this"""
 
     # Policy
     state_features: int = 16
-    """units of the tanh layer that the observation passes"""
+    """units of the tanh layer that the observation passes (0: none, it enters the base network as it is)"""
     embedding_features: int = 25
-    """units of the tanh layer that the task embedding's posterior passes"""
+    """units of the tanh layer that the task embedding passes (0, and always when it is one-hot: none)"""
     base_layers: tuple[int, ...] = (32, 32)
     """hidden tanh layers of the base network, in actor and critic each"""
     hyper_layers: tuple[int, ...] = ()
@@ -189,7 +195,6 @@ class Args:
 # per trajectory; theirs is multiplied by the batch size, because they sum the KL over the batch.
 MUJOCO = {
     "total_timesteps": 100_000_000,
-    "eval_interval": 20,
     "episodes_per_task": 1,
     "num_steps": 200,
     "gamma": 0.97,
@@ -261,7 +266,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Args:
 def check_args(args: Args) -> None:
     """Refuses values that cannot work, with one sentence and exit status 2."""
     may_be_zero = {"seed", "eval_interval", "learning_starts", "gae_lambda", "ent_coef", "vf_coef"}
-    may_be_zero |= {"action_embedding", "vae_subsample", "kl_weight"}
+    may_be_zero |= {"state_features", "embedding_features", "action_embedding", "vae_subsample", "kl_weight"}
     for name, value in asdict(args).items():
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, bool) or not isinstance(number, int | float):
@@ -277,7 +282,11 @@ def check_args(args: Args) -> None:
         gridworld.goal_cells(args.grid_size, args.grid_goals)
     except ValueError as error:
         fail(f"--grid-size {args.grid_size} does not fit --grid-goals {args.grid_goals}: {error}")
+    if args.eval_tasks < 2:
+        fail("--eval-tasks 1 gives no standard error: it must be at least 2.")
     batch_size = args.num_envs * args.num_steps
+    if batch_size < 2:
+        fail("--num-envs 1 x --num-steps 1 is a single frame, whose advantage cannot be normalised: raise one of them.")
     if args.total_timesteps < batch_size:
         fail(
             f"--total-timesteps {args.total_timesteps} is less than one iteration, --num-envs {args.num_envs} x "
@@ -297,6 +306,13 @@ def check_args(args: Args) -> None:
         )
     if args.arch == "standard" and args.hyper_layers:
         fail("--arch standard has no hypernetwork: leave --hyper-layers out, or use --arch hyper.")
+    if not args.hyper_bias and (args.arch != "hyper" or args.init == "bias"):
+        fail(
+            "--no-hyper-bias leaves nothing of --init bias, and only --arch hyper has that bias: "
+            "add --arch hyper and --init weight."
+        )
+    if args.embedding == "one-hot" and args.env not in ("Grid-World", "Cheetah-Dir"):
+        fail(f"--embedding one-hot needs finitely many tasks, which {args.env} has not: use Grid-World or Cheetah-Dir.")
     if not (args.decode_reward or args.decode_state):
         fail("the VAE has nothing to predict: leave --decode-reward or --decode-state on.")
 
@@ -417,9 +433,10 @@ class CheetahDir(MujocoVectorEnv):
     """Run forwards or backwards. Task: the direction, -1 or +1. Never ends early. Reward: d dx/dt - 0.05 |a|^2."""
 
     xml_file = "half_cheetah.xml"
+    all_tasks = np.array([[-1.0], [1.0]])
 
     def sample_task(self, rng):
-        return rng.choice([-1.0, 1.0])
+        return rng.choice(self.all_tasks)
 
     def location(self):
         return self.state("qpos")[:, :1]
@@ -547,7 +564,8 @@ MUJOCO_ENVS = {"Cheetah-Dir": CheetahDir, "Walker": Walker, "Ant-Dir": AntDir, "
 class MetaEpisodes:
     """Meta-episodes over a VectorEnv: `episodes_per_task` episodes on one task, then a new task.
 
-    META-RL: with several episodes, a flag joins the observation: 1 on the observation that ended an episode.
+    META-RL: with several episodes, a flag joins the observation: 1 on the observation that ended an episode. The
+    encoder sees that one; the policy acts on the next episode's first, whose flag is 0.
     """
 
     def __init__(self, envs: gym.vector.VectorEnv, episodes_per_task: int):
@@ -558,6 +576,11 @@ class MetaEpisodes:
         self.obs_dim = envs.single_observation_space.shape[0] + self.has_flag
         self.discrete = isinstance(envs.single_action_space, gym.spaces.Discrete)
         self.action_dim = int(envs.single_action_space.n) if self.discrete else envs.single_action_space.shape[0]
+        self.all_tasks = getattr(envs, "all_tasks", None)  # [num_tasks, task_dim], where they are finitely many
+
+    def task_ids(self) -> np.ndarray:
+        """The number of each environment's present task among all_tasks, [N]."""
+        return (self.envs.tasks[:, None] == self.all_tasks).all(axis=2).argmax(axis=1)
 
     def add_flag(self, obs: np.ndarray, episode_done: np.ndarray) -> np.ndarray:
         return np.column_stack([obs, episode_done.astype(np.float32)]) if self.has_flag else obs  # [N, D]
@@ -575,7 +598,7 @@ class MetaEpisodes:
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Steps all environments; where an episode ends the next one begins, on a new task after the last.
 
-        Returns final_obs [N, D], what the action led to (flag 1 where it ended an episode), for encoder and VAE;
+        Returns final_obs [N, D], what the action led to (flag 1 where it ended an episode), for the encoder;
         rewards [N]; episode_done, task_done, bool [N]; time_limit, bool [N], where the task ended only because time ran
         out; next_obs [N, D], what the policy acts on next (after a reset where an episode ended).
         """
@@ -648,7 +671,7 @@ def value_loss(newvalues: Tensor, values: Tensor, returns: Tensor, clip_coef: fl
 def consecutive_kl(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL(q(m | tau_:t) || q(m | tau_:t-1)) of diagonal Gaussians for every t, [T+1, B] from [T+1, B, L].
 
-    The prior of t = 0 is N(0, I). Zintgraf et al., 2020, appendix: the posterior of a step is the next one's prior.
+    The posterior of a step is the next one's prior; that of t = 0 is N(0, I). Zintgraf et al., 2020.
     """
     prior_mean = torch.cat([torch.zeros_like(mean[:1]), mean[:-1]])  # [T+1, B, L]
     prior_logvar = torch.cat([torch.zeros_like(logvar[:1]), logvar[:-1]])
@@ -686,7 +709,7 @@ def gather_steps(x: Tensor, positions: Tensor) -> Tensor:
 
 
 def elbo_loss(vae: "VAE", batch: Batch, subsample_limit: int, kl_weight: float) -> dict[str, Tensor]:
-    """The negative ELBO of whole meta-episodes, averaged over them, and its parts. Zintgraf et al., 2020, Eq. (8)-(10).
+    """The negative ELBO of whole meta-episodes, averaged over them, and its parts. Zintgraf et al., 2020.
 
     For every t = 0 .. T the posterior after t steps, sampled once, must predict *every* transition, past and future.
     Terms are summed over t and over transitions (over the subsample where there is one, not rescaled).
@@ -884,22 +907,27 @@ def init_base_network_(layers: nn.ModuleList, head: Literal["discrete", "continu
             f_bias(layer.bias)
 
 
+def feature_layer(size: int, units: int) -> tuple[nn.Module, int]:
+    """A linear + tanh layer in front of the networks, and its width; with 0 units nothing, at the input's own size."""
+    return (nn.Sequential(nn.Linear(size, units), nn.Tanh()), units) if units else (nn.Identity(), size)
+
+
 class StandardPolicy(nn.Module):
     """The standard architecture: the embedding's features enter actor and critic beside the observation's."""
 
-    def __init__(self, obs_dim: int, actor_dim: int, discrete: bool, args: Args):
+    def __init__(self, obs_dim: int, embedding_dim: int, actor_dim: int, discrete: bool, args: Args):
         super().__init__()
-        self.obs_features = nn.Linear(obs_dim, args.state_features)
-        self.embedding_features = nn.Linear(2 * args.latent_dim, args.embedding_features)
-        sizes = [args.state_features + args.embedding_features, *args.base_layers]
+        self.obs_features, obs_width = feature_layer(obs_dim, args.state_features)
+        self.embedding_features, width = feature_layer(embedding_dim, args.embedding_features)
+        sizes = [obs_width + width, *args.base_layers]
         self.actor = nn.ModuleList(map(nn.Linear, sizes, [*sizes[1:], actor_dim]))
         self.critic = nn.ModuleList(map(nn.Linear, sizes, [*sizes[1:], 1]))
         init_base_network_(self.actor, "discrete" if discrete else "continuous", args)
         init_base_network_(self.critic, "critic", args)
 
-    def forward(self, obs: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Actor's outputs [B, A] and values [B] of normalised observations [B, D] and posteriors [B, 2L]."""
-        features = torch.tanh(self.obs_features(obs)), torch.tanh(self.embedding_features(latent))
+    def forward(self, obs: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Actor's outputs [B, A] and values [B] of normalised observations [B, D] and embeddings [B, embedding_dim]."""
+        features = self.obs_features(obs), self.embedding_features(embedding)
         actor = critic = torch.cat(features, dim=-1)  # [B, state_features + K]
         for layer in self.actor[:-1]:
             actor = torch.tanh(layer(actor))
@@ -913,29 +941,31 @@ class HyperPolicy(nn.Module):
 
     The observation's features pass the base networks; x passes the hypernetwork's hidden layers, if any, and its heads,
     which are the layers' stacks (hyperinit.py). With FilmLinear layers it is the FiLM baseline (section 4.3).
+    NOTE: HFI, HFO and Weight-HyperInit assume |x|^2 = K; behind tanh, and PyTorch's hidden layers, x is smaller.
     """
 
-    def __init__(self, obs_dim: int, actor_dim: int, discrete: bool, args: Args):
+    def __init__(self, obs_dim: int, embedding_dim: int, actor_dim: int, discrete: bool, args: Args):
         super().__init__()
         layer = HyperLinear if args.arch == "hyper" else FilmLinear
-        self.obs_features = nn.Linear(obs_dim, args.state_features)
-        self.embedding_features = nn.Linear(2 * args.latent_dim, args.embedding_features)
-        hyper_sizes = [args.embedding_features, *args.hyper_layers]
+        self.hyper_bias = float(args.hyper_bias)
+        self.obs_features, obs_width = feature_layer(obs_dim, args.state_features)
+        self.embedding_features, width = feature_layer(embedding_dim, args.embedding_features)
+        hyper_sizes = [width, *args.hyper_layers]
         self.hyper_hidden = nn.ModuleList(map(nn.Linear, hyper_sizes, hyper_sizes[1:]))
-        sizes = [args.state_features, *args.base_layers]
+        sizes = [obs_width, *args.base_layers]
         width = [hyper_sizes[-1]] * len(sizes)  # K
         self.actor = nn.ModuleList(map(layer, sizes, [*sizes[1:], actor_dim], width))
         self.critic = nn.ModuleList(map(layer, sizes, [*sizes[1:], 1], width))
         init_base_network_(self.actor, "discrete" if discrete else "continuous", args)
         init_base_network_(self.critic, "critic", args)
 
-    def forward(self, obs: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Actor's outputs [B, A] and values [B] of normalised observations [B, D] and posteriors [B, 2L]."""
-        x = torch.tanh(self.embedding_features(latent))  # [B, K]
+    def forward(self, obs: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Actor's outputs [B, A] and values [B] of normalised observations [B, D] and embeddings [B, embedding_dim]."""
+        x = self.embedding_features(embedding)  # [B, K]
         for layer in self.hyper_hidden:
             x = F.relu(layer(x))
-        x = F.pad(x, (0, 1), value=1.0)  # (x, 1) [B, K+1]: the last slice of a stack is the head's bias
-        actor = critic = torch.tanh(self.obs_features(obs))  # [B, state_features]
+        x = F.pad(x, (0, 1), value=self.hyper_bias)  # (x, 1) [B, K+1]: a stack's last slice is the head's bias
+        actor = critic = self.obs_features(obs)  # [B, state_features]
         for layer in self.actor[:-1]:
             actor = torch.tanh(layer(actor, x))
         for layer in self.critic[:-1]:
@@ -944,42 +974,67 @@ class HyperPolicy(nn.Module):
 
 
 class Agent(nn.Module):
-    """The VAE, the policy and the normalisers of its inputs: all that a saved model needs."""
+    """The VAE, the policy and the normalisers of its inputs: all that a saved model needs.
 
-    def __init__(self, obs_dim: int, action_dim: int, discrete: bool, args: Args):
+    What the agent knows of the task is its belief [N, H]: the encoder's GRU state, from which the embedding that enters
+    the policy follows. With `--embedding one-hot` belief and embedding are the true task's number, and there is no VAE.
+    """
+
+    def __init__(self, envs: MetaEpisodes, args: Args):
         super().__init__()
-        self.discrete, self.action_dim, self.norm_clip = discrete, action_dim, args.norm_clip
-        self.vae = VAE(obs_dim, action_dim, args)
+        self.discrete, self.action_dim, self.norm_clip = envs.discrete, envs.action_dim, args.norm_clip
+        self.vae = VAE(envs.obs_dim, envs.action_dim, args) if args.embedding == "posterior" else None
+        embedding_dim = 2 * args.latent_dim if self.vae else len(envs.all_tasks)
+        if self.vae is None:
+            args = replace(args, embedding_features=0)  # a one-hot vector selects a task's parameters by itself
         policy = StandardPolicy if args.arch == "standard" else HyperPolicy
-        self.policy = policy(obs_dim, action_dim, discrete, args)
-        if not discrete:
-            self.policy.log_std = nn.Parameter(torch.zeros(action_dim))  # free, not generated
-        self.obs_norm = RunningMeanStd(obs_dim)
-        self.latent_norm = RunningMeanStd(2 * args.latent_dim)
+        self.policy = policy(envs.obs_dim, embedding_dim, envs.action_dim, envs.discrete, args)
+        if not envs.discrete:
+            self.policy.log_std = nn.Parameter(torch.zeros(envs.action_dim))  # free, not generated
+        self.obs_norm = RunningMeanStd(envs.obs_dim)
+        self.latent_norm = RunningMeanStd(embedding_dim)  # not used on one-hot embeddings
         self.reward_norm = RunningMeanStd(1)  # of the discounted return; only its variance is used
 
-    def infer(self, action: Tensor, next_obs: Tensor, reward: Tensor, hidden: Tensor) -> Tensor:
-        """One step of the encoder: its state [N, H] after action ([N] or [N, A]), next_obs [N, D] and reward [N]."""
+    def initial_belief(self, envs: MetaEpisodes) -> Tensor:
+        """The belief at the beginning of every environment's present task, [N, H]."""
+        if self.vae is None:
+            return to_tensor(np.eye(len(envs.all_tasks))[envs.task_ids()], self.obs_norm.mean.device)
+        return self.vae.encoder.initial_hidden(envs.num_envs)
+
+    def embedding(self, belief: Tensor) -> Tensor:
+        """What the policy sees of the belief: mean and log-variance of q(m | tau_:t) [N, 2L], or the one-hot task."""
+        return belief if self.vae is None else self.vae.encoder.posterior(belief)
+
+    def action_vector(self, action: Tensor) -> Tensor:
+        """Actions as encoder and decoders see them: one-hot or raw, float [B, A]."""
+        return F.one_hot(action, self.action_dim).float() if self.discrete else action
+
+    def update_belief(self, belief: Tensor, action: Tensor, next_obs: Tensor, reward: Tensor) -> Tensor:
+        """The belief [N, H] after one more step: action ([N] or [N, A]), next_obs [N, D] and reward [N]."""
+        if self.vae is None:
+            return belief
         actions = self.action_vector(action)[None]  # [1, N, A]
-        return self.vae.encoder.hiddens(actions, next_obs[None], reward[None, :, None], hidden)[0]
+        return self.vae.encoder.hiddens(actions, next_obs[None], reward[None, :, None], belief)[0]
 
-    def outputs(self, obs: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Actor's outputs [B, A] and values [B] of raw observations [B, D] and posteriors [B, 2L]."""
-        return self.policy(self.obs_norm(obs, self.norm_clip), self.latent_norm(latent, self.norm_clip))
+    def outputs(self, obs: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Actor's outputs [B, A] and values [B] of raw observations [B, D] and embeddings [B, .]."""
+        if self.vae is not None:
+            embedding = self.latent_norm(embedding, self.norm_clip)
+        return self.policy(self.obs_norm(obs, self.norm_clip), embedding)
 
-    def get_value(self, obs: Tensor, latent: Tensor) -> Tensor:
-        return self.outputs(obs, latent)[1]
+    def get_value(self, obs: Tensor, embedding: Tensor) -> Tensor:
+        return self.outputs(obs, embedding)[1]
 
-    def get_greedy_action(self, obs: Tensor, latent: Tensor) -> Tensor:
+    def get_greedy_action(self, obs: Tensor, embedding: Tensor) -> Tensor:
         """The likeliest action: [B] for discrete actions, [B, A] for continuous ones."""
-        output = self.outputs(obs, latent)[0]
+        output = self.outputs(obs, embedding)[0]
         return output.argmax(-1) if self.discrete else output
 
     def get_action_and_value(
-        self, obs: Tensor, latent: Tensor, action: Tensor | None = None
+        self, obs: Tensor, embedding: Tensor, action: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """An action (drawn, or the given one), its log-probability, the entropy and the value; [B] or [B, A]."""
-        output, value = self.outputs(obs, latent)
+        output, value = self.outputs(obs, embedding)
         if self.discrete:
             dist = Categorical(logits=output, validate_args=False)
             action = dist.sample() if action is None else action
@@ -987,10 +1042,6 @@ class Agent(nn.Module):
         dist = Normal(output, self.policy.log_std.exp(), validate_args=False)
         action = dist.sample() if action is None else action
         return action, dist.log_prob(action).sum(-1), dist.entropy().sum(-1), value
-
-    def action_vector(self, action: Tensor) -> Tensor:
-        """Actions as encoder and decoders see them: one-hot or raw, float [B, A]."""
-        return F.one_hot(action, self.action_dim).float() if self.discrete else action
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1056,22 +1107,25 @@ def evaluate(agent: Agent, envs: MetaEpisodes, seed: int) -> np.ndarray:
     """Returns of each episode of one meta-episode per environment under the greedy policy, [N, episodes_per_task].
 
     The tasks and the initial states are those of `seed`; on Grid-World every goal once, where policy and environment
-    are deterministic, so that the mean is the exact expectation. Nothing of the training is touched.
+    are deterministic, so that the mean is the exact expectation, and on Cheetah-Dir both directions equally often.
+    Nothing of the training is touched.
     """
     device = agent.obs_norm.mean.device
-    grid = isinstance(envs.envs, gridworld.GridWorldVectorEnv)
-    obs = to_tensor(envs.reset(seed, tasks=envs.envs.goal_cells if grid else None), device)  # [N, D]
-    hidden = agent.vae.encoder.initial_hidden(envs.num_envs)  # [N, H]
+    tasks = envs.all_tasks
+    if tasks is not None:
+        tasks = np.resize(tasks, (envs.num_envs, tasks.shape[1]))  # each in turn
+    obs = to_tensor(envs.reset(seed, tasks), device)  # [N, D]
+    belief = agent.initial_belief(envs)  # [N, H]
     returns = np.zeros((envs.num_envs, envs.episodes_per_task))
     finished = np.zeros(envs.num_envs, bool)
     while not finished.all():
-        action = agent.get_greedy_action(obs, agent.vae.encoder.posterior(hidden))
+        action = agent.get_greedy_action(obs, agent.embedding(belief))
         episode = envs.episode.copy()
         final_obs, reward, _, task_done, _, next_obs = envs.step(action.cpu().numpy())
         returns[np.arange(envs.num_envs), episode] += np.where(finished, 0, reward)
         finished |= task_done  # an environment that is done early goes on, unrecorded
-        hidden = agent.infer(action, to_tensor(final_obs, device), to_tensor(reward, device), hidden)
-        hidden[torch.from_numpy(task_done)] = 0
+        belief = agent.update_belief(belief, action, to_tensor(final_obs, device), to_tensor(reward, device))
+        belief = torch.where(torch.from_numpy(task_done).to(device)[:, None], agent.initial_belief(envs), belief)
         obs = to_tensor(next_obs, device)
     return returns
 
@@ -1107,13 +1161,12 @@ def load_model(path: str, env: str) -> tuple[Agent, Args]:
     try:
         model = torch.load(path, map_location="cpu", weights_only=True)
         args = Args(**model["args"])
-        envs = make_eval_envs(args)
-        agent = Agent(envs.obs_dim, envs.action_dim, envs.discrete, args)
+        agent = Agent(make_eval_envs(args), args)
         agent.load_state_dict(model["agent"])
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         fail(f"cannot read {path}: {error.strerror}.")
     except Exception:  # whatever a foreign or damaged file may raise
-        fail(f"{path} is not a model of varibad_hyper.py: give the model.pt that --save-model wrote.")
+        fail(f"{path} is not a model of {Path(__file__).name}: give the model.pt that --save-model wrote.")
     if args.env != env:
         fail(f"{path} holds an agent of {args.env}, not of {env}: add --env {args.env}.")
     return agent, args
@@ -1137,18 +1190,24 @@ def format_evaluation(summary: dict[str, dict[str, float]]) -> str:
 # Training
 
 
+def stop(what: str, iteration: int, writer: SummaryWriter) -> NoReturn:
+    """Ends the run with one sentence and exit status 1; what was logged stays."""
+    writer.close()
+    print(f"\nerror: {what} in iteration {iteration}: the run was stopped.", file=sys.stderr)
+    raise SystemExit(1)
+
+
 def record(values: dict[str, Tensor], losses: dict[str, list[float]], iteration: int, writer: SummaryWriter) -> None:
-    """Appends scalars to losses, before they are stepped on: one that is not finite ends the run, exit status 1."""
+    """Appends scalars to losses, before they are stepped on; one that is not finite stops the run."""
     for name, value in values.items():
         losses.setdefault(name, []).append(value.item())
         if not math.isfinite(losses[name][-1]):
-            writer.close()  # what was logged stays
-            print(f"\nerror: {name} is {value.item()} in iteration {iteration}: the run was stopped.", file=sys.stderr)
-            raise SystemExit(1)
+            stop(f"{name} is {value.item()}", iteration, writer)
 
 
 def main(args: Args) -> Path | None:
     """Trains an agent, or evaluates a saved one; returns the run's folder."""
+    check_args(args)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(args.torch_threads)
     if args.evaluate is not None:
@@ -1156,13 +1215,14 @@ def main(args: Args) -> Path | None:
         returns = evaluate(agent.to(device), make_eval_envs(args), seeds_of(args)["eval_envs"])
         print(format_evaluation(summarize(returns)))
         return None
-    check_args(args)
 
     # --- Set-up
     started = time.time()
     run_name = f"{args.env}__{Path(__file__).stem}__{args.arch}-{init_label(args)}__{args.seed}__{int(started)}"
     folder = Path(args.runs_dir) / run_name
     try:
+        while folder.exists():  # a run of the same name began in the same second
+            folder = folder.with_name(folder.name + "-2")
         folder.mkdir(parents=True)
     except OSError as error:
         fail(f"cannot make the run's folder {folder} ({error.strerror}): choose another --runs-dir.")
@@ -1174,11 +1234,14 @@ def main(args: Args) -> Path | None:
 
     envs = make_envs(args, args.num_envs)
     eval_envs = make_eval_envs(args)
-    agent = Agent(envs.obs_dim, envs.action_dim, envs.discrete, args).to(device)
-    encoder = agent.vae.encoder
+    agent = Agent(envs, args).to(device)
     optimizer = torch.optim.Adam(agent.policy.parameters(), lr=args.learning_rate, eps=args.adam_eps)
-    vae_optimizer = torch.optim.Adam(agent.vae.parameters(), lr=args.vae_learning_rate, eps=args.adam_eps)
-    buffer = MetaEpisodeBuffer(args.vae_buffer, envs, device, seeds["buffer"])
+    if agent.vae is not None:
+        vae_optimizer = torch.optim.Adam(agent.vae.parameters(), lr=args.vae_learning_rate, eps=args.adam_eps)
+    try:
+        buffer = MetaEpisodeBuffer(args.vae_buffer, envs, device, seeds["buffer"])
+    except MemoryError:
+        fail(f"--vae-buffer {args.vae_buffer} meta-episodes do not fit into memory: lower it.")
 
     batch_size = args.num_envs * args.num_steps
     num_iterations = args.total_timesteps // batch_size
@@ -1189,13 +1252,15 @@ def main(args: Args) -> Path | None:
         f"parameters: {counts['total']:,} in all, hypernetwork {counts['hypernetwork']:,}, "
         f"base network {counts['base_network']:,}; VAE buffer up to {buffer.transitions.nbytes / 2**20:,.0f} MiB"
     )
+    if num_iterations == 1 or num_iterations * batch_size < args.learning_starts:
+        print("note: nothing is learned in so few frames, see --learning-starts.")
     writer = SummaryWriter(str(folder))
     rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
     writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
 
     # Storage of one rollout
     obs = torch.zeros(args.num_steps, args.num_envs, envs.obs_dim, device=device)  # [T, N, D]
-    latents = torch.zeros(args.num_steps, args.num_envs, 2 * args.latent_dim, device=device)  # [T, N, 2L]
+    embeddings = torch.zeros(args.num_steps, args.num_envs, len(agent.latent_norm.mean), device=device)  # [T, N, 2L]
     action_shape = () if envs.discrete else (envs.action_dim,)
     action_dtype = torch.long if envs.discrete else torch.float32
     actions = torch.zeros(args.num_steps, args.num_envs, *action_shape, dtype=action_dtype, device=device)
@@ -1205,6 +1270,7 @@ def main(args: Args) -> Path | None:
 
     global_step = 0
     next_obs = to_tensor(envs.reset(seeds["train_envs"]), device)  # [N, D]
+    belief = agent.initial_belief(envs)  # [N, H]
     discounted_return = torch.zeros(args.num_envs, device=device)
     episode_returns = np.zeros((args.num_envs, args.episodes_per_task))  # of the running meta-episodes, by episode
     eval_history: list[tuple[int, float]] = []
@@ -1218,14 +1284,15 @@ def main(args: Args) -> Path | None:
         # --- Rollout. META-RL: the encoder's memory goes on through episodes and is cleared only when the task changes.
         # The encoder has changed since the last rollout, so the running meta-episodes are encoded again.
         with torch.no_grad():
-            running = buffer.running()
-            beliefs = encoder.encode(running.actions, running.next_obs, running.rewards)  # [T+1, N, H]
-            hidden = beliefs[running.lengths, torch.arange(args.num_envs, device=device)]  # [N, H]
+            if agent.vae is not None:
+                running = buffer.running()
+                beliefs = agent.vae.encoder.encode(running.actions, running.next_obs, running.rewards)  # [T+1, N, H]
+                belief = beliefs[running.lengths, torch.arange(args.num_envs, device=device)]  # [N, H]
             for step in range(args.num_steps):
                 global_step += args.num_envs
-                latent = encoder.posterior(hidden)  # mean and log-variance of q(m | tau_:t), [N, 2L]
-                action, logprob, _, value = agent.get_action_and_value(next_obs, latent)
-                obs[step], latents[step], actions[step] = next_obs, latent, action
+                embedding = agent.embedding(belief)  # [N, 2L]
+                action, logprob, _, value = agent.get_action_and_value(next_obs, embedding)
+                obs[step], embeddings[step], actions[step] = next_obs, embedding, action
                 logprobs[step], values[step] = logprob, value
 
                 episode = envs.episode.copy()  # [N]
@@ -1233,7 +1300,7 @@ def main(args: Args) -> Path | None:
                 episode_returns[np.arange(args.num_envs), episode] += reward
                 final_obs, reward = to_tensor(final_obs, device), to_tensor(reward, device)
                 buffer.add(next_obs, agent.action_vector(action), reward[:, None], final_obs)
-                hidden = agent.infer(action, final_obs, reward, hidden)
+                belief = agent.update_belief(belief, action, final_obs, reward)
                 discounted_return = args.gamma * discounted_return + reward
                 rewards[step], discounted_returns[step] = reward, discounted_return
 
@@ -1243,38 +1310,40 @@ def main(args: Args) -> Path | None:
                 dones[step] = to_tensor(task_done, device)
                 final_values[step] = 0
                 if time_limit.any():
-                    final_value = agent.get_value(envs.clear_flag(final_obs), encoder.posterior(hidden))
+                    final_value = agent.get_value(envs.clear_flag(final_obs), agent.embedding(belief))
                     final_values[step] = final_value * to_tensor(time_limit, device)
                 if task_done.any():
                     buffer.finish(task_done)
-                    hidden[torch.from_numpy(task_done)] = 0  # the prior
-                    discounted_return[torch.from_numpy(task_done)] = 0
+                    new_task = torch.from_numpy(task_done).to(device)
+                    belief = torch.where(new_task[:, None], agent.initial_belief(envs), belief)
+                    discounted_return[new_task] = 0
                 for i in np.flatnonzero(episode_done):
                     episodic_returns[episode[i]].append(episode_returns[i, episode[i]])
                 meta_episodic_returns += episode_returns[task_done].sum(axis=1).tolist()
                 episode_returns[task_done] = 0
                 next_obs = to_tensor(reset_obs, device)
-            next_value = agent.get_value(next_obs, encoder.posterior(hidden))  # [N]
+            next_value = agent.get_value(next_obs, agent.embedding(belief))  # [N]
 
         losses: dict[str, list[float]] = {}  # of every minibatch
 
         # --- PPO on the stored embeddings: no gradient reaches the encoder.
         if iteration > 1 and global_step >= args.learning_starts:
             reward_scale = (agent.reward_norm.var + 1e-8).sqrt()
-            scaled_rewards = (rewards / reward_scale).clamp(-args.norm_clip, args.norm_clip)
+            scaled_rewards = (rewards / reward_scale).clamp(-args.reward_clip, args.reward_clip)
             advantages = compute_gae(
                 scaled_rewards, values, next_value, dones, final_values, args.gamma, args.gae_lambda
             )  # [T, N]
             returns = advantages + values
 
-            b_obs, b_latents, b_actions = obs.flatten(0, 1), latents.flatten(0, 1), actions.flatten(0, 1)  # [T * N, .]
+            b_obs, b_embeddings = obs.flatten(0, 1), embeddings.flatten(0, 1)  # [T * N, .]
+            b_actions = actions.flatten(0, 1)
             b_logprobs, b_values, b_returns = logprobs.flatten(), values.flatten(), returns.flatten()  # [T * N]
             b_advantages = advantages.flatten()
             b_advantages = (b_advantages - b_advantages.mean()) / (b_advantages.std() + 1e-8)
             for _ in range(args.update_epochs):
                 for mb_inds in torch.randperm(batch_size, device=device).chunk(args.num_minibatches):
                     _, newlogprob, entropy, newvalue = agent.get_action_and_value(
-                        b_obs[mb_inds], b_latents[mb_inds], b_actions[mb_inds]
+                        b_obs[mb_inds], b_embeddings[mb_inds], b_actions[mb_inds]
                     )
                     logratio = newlogprob - b_logprobs[mb_inds]
                     pg_loss = policy_loss(logratio, b_advantages[mb_inds], args.clip_coef)
@@ -1298,7 +1367,7 @@ def main(args: Args) -> Path | None:
             losses["losses/explained_variance"] = [(1 - (b_returns - b_values).var() / b_returns.var()).item()]
 
         # --- VAE update, on whole meta-episodes
-        if buffer.size and global_step >= args.learning_starts:
+        if agent.vae is not None and buffer.size and global_step >= args.learning_starts:
             for _ in range(args.vae_updates):
                 parts = elbo_loss(agent.vae, buffer.sample(args.vae_batch), args.vae_subsample, args.kl_weight)
                 vae_loss = parts.pop("elbo_loss")
@@ -1309,10 +1378,13 @@ def main(args: Args) -> Path | None:
                 vae_loss.backward()
                 vae_optimizer.step()
 
+        if not all(parameter.isfinite().all() for parameter in agent.parameters()):
+            stop("a parameter is not finite after the update", iteration, writer)
+
         # --- Normalisers. META-RL: between the update and the next rollout, never between a rollout and its update, so
         # that the first ratio of every update is 1.
         agent.obs_norm.update(obs.flatten(0, 1))
-        agent.latent_norm.update(latents.flatten(0, 1))
+        agent.latent_norm.update(embeddings.flatten(0, 1))
         agent.reward_norm.update(discounted_returns.flatten()[:, None])
 
         # --- Log
@@ -1321,7 +1393,7 @@ def main(args: Args) -> Path | None:
         for k, episode_k in enumerate(episodic_returns):
             if episode_k:
                 writer.add_scalar(f"charts/episodic_return_ep{k + 1}", np.mean(episode_k), global_step)
-        if all_returns := sum(episodic_returns, []):
+        if all_returns := [episode_return for episode_k in episodic_returns for episode_return in episode_k]:
             writer.add_scalar("charts/episodic_return", np.mean(all_returns), global_step)
         if meta_episodic_returns:
             meta_return = float(np.mean(meta_episodic_returns))

@@ -42,7 +42,7 @@ def test_gymnasium_checker_has_no_complaint(render_mode):
 def test_make_vec_gives_the_vector_env():
     envs = gym.make_vec("GridWorld-v0", num_envs=3, size=6, horizon=4, goals="far")
     assert isinstance(envs, GridWorldVectorEnv)
-    assert (envs.num_envs, envs.size, envs.horizon, len(envs.goal_cells)) == (3, 6, 4, 32)
+    assert (envs.num_envs, envs.size, envs.horizon, len(envs.all_tasks)) == (3, 6, 4, 32)
     assert envs.metadata["autoreset_mode"] is AutoresetMode.DISABLED
     obs, _ = envs.reset(seed=0)
     assert obs in envs.observation_space

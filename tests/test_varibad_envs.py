@@ -165,9 +165,9 @@ def test_sizes_of_the_presets(name, obs_dim, action_dim, episodes, max_steps):
 
 
 def test_grid_worlds_arguments():
-    assert len(make_envs(Args(), 1).envs.goal_cells) == 24
+    assert len(make_envs(Args(), 1).envs.all_tasks) == 24
     meta = make_envs(Args(grid_goals="far", grid_size=6, grid_horizon=9, episodes_per_task=3), 1)
-    assert len(meta.envs.goal_cells) == 6 * 6 - 4 and meta.max_steps == 27
+    assert len(meta.envs.all_tasks) == 6 * 6 - 4 and meta.max_steps == 27
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -427,19 +427,19 @@ def test_encoder_is_a_gru_on_relu_embeddings(action_embedding):
 
 
 @pytest.mark.parametrize("discrete", [True, False])
-def test_infer_steps_the_encoder(discrete):
-    """One call of infer per step gives what one call gives on the whole sequence; discrete actions enter one-hot."""
-    agent = Agent(D, A, discrete, small_args(action_embedding=2))
+def test_update_belief_steps_the_encoder(discrete):
+    """update_belief step by step gives what one call gives on the whole sequence; discrete actions enter one-hot."""
+    agent = make_agent(discrete=discrete, action_embedding=2)
     T, N = 7, 3
     actions = torch.randint(A, (T, N)) if discrete else torch.randn(T, N, A)
     next_obs, rewards = torch.randn(T, N, D), torch.randn(T, N)
     vectors = (actions[..., None] == torch.arange(A)).float() if discrete else actions
     beliefs = agent.vae.encoder.encode(vectors, next_obs, rewards[..., None])  # [T+1, N, H]
-    hidden = agent.vae.encoder.initial_hidden(N)
-    exactly(beliefs[0], hidden)
+    belief = agent.initial_belief(SimpleNamespace(num_envs=N))
+    exactly(beliefs[0], belief)
     for t in range(T):
-        hidden = agent.infer(actions[t], next_obs[t], rewards[t], hidden)
-        assert_close(hidden, beliefs[t + 1])
+        belief = agent.update_belief(belief, actions[t], next_obs[t], rewards[t])
+        assert_close(belief, beliefs[t + 1])
 
 
 def test_running_mean_std_is_that_of_all_data():
@@ -469,7 +469,8 @@ def test_running_mean_std_begins_as_the_identity():
 
 
 def make_agent(arch="hyper", discrete=True, **changes):
-    return Agent(D, A, discrete, small_args(arch=arch, **changes))
+    envs = SimpleNamespace(obs_dim=D, action_dim=A, discrete=discrete)
+    return Agent(envs, small_args(arch=arch, **changes))
 
 
 def normalise(norm, x, clip):
@@ -511,8 +512,8 @@ def test_agent_is_a_base_network_per_sample(arch, hyper_layers, discrete):
     obs, latent = normalise(agent.obs_norm, obs, 1.0), normalise(agent.latent_norm, latent, 1.0)
     assert all((x.abs() == 1).any() and (x.abs() < 1).any() for x in (obs, latent))
     for b in range(6):
-        inputs = (policy.obs_features.weight @ obs[b] + policy.obs_features.bias).tanh()
-        x = (policy.embedding_features.weight @ latent[b] + policy.embedding_features.bias).tanh()
+        inputs = (policy.obs_features[0].weight @ obs[b] + policy.obs_features[0].bias).tanh()
+        x = (policy.embedding_features[0].weight @ latent[b] + policy.embedding_features[0].bias).tanh()
         if arch == "standard":
             inputs = torch.cat([inputs, x])
         else:

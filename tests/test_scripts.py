@@ -1,4 +1,4 @@
-"""varibad_hyper.py run as a whole: every architecture and environment, its files, its messages, and that it learns."""
+"""The scripts run as a whole: every architecture and environment, their files, their messages, and that they learn."""
 
 import json
 import math
@@ -12,10 +12,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import rl2_hyper
 import varibad_hyper
 from hyperinit import FILM_SCHEMES, HYPER_SCHEMES
-from varibad_hyper import Agent, Args, evaluate, main, make_envs, make_eval_envs, parse_args, seeds_of
 
+both_scripts = pytest.mark.parametrize("script", [varibad_hyper, rl2_hyper], ids=lambda script: script.__name__)
 ROOT = Path(__file__).parent.parent
 MUJOCO = ["Cheetah-Dir", "Walker", "Ant-Dir", "Humanoid"]
 # Five iterations in seconds. 37 steps are not a whole number of episodes: meta-episodes go on over iterations.
@@ -23,8 +24,8 @@ SHORT = ["--num-envs", "4", "--num-steps", "37", "--total-timesteps", "740", "--
 SHORT += ["--eval-interval", "2", "--num-minibatches", "2", "--eval-tasks", "3", "--no-cuda"]
 
 
-def run(runs_dir, *flags):
-    return main(parse_args([*SHORT, "--runs-dir", str(runs_dir), *flags]))
+def run(script, runs_dir, *flags):
+    return script.main(script.parse_args([*SHORT, "--runs-dir", str(runs_dir), *flags]))
 
 
 def scalars(folder):
@@ -32,9 +33,9 @@ def scalars(folder):
     return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 
 
-def check_run(folder, flags):
+def check_run(script, folder, flags):
     """Iterations ran, every parameter moved, losses are finite, tags and result.json are there and agree."""
-    args = parse_args([*SHORT, *flags])
+    args = script.parse_args([*SHORT, *flags])
     result = json.loads((folder / "result.json").read_text())
     assert result["frames"] == 740 and result["env"] == args.env and result["args"]["seed"] == args.seed
     assert result["versions"].keys() == {"torch", "mujoco", "gymnasium"}
@@ -57,59 +58,57 @@ def check_run(folder, flags):
     assert sum(episodes) == pytest.approx(last["mean"])
     assert result["eval_history"][-1] == [740, last["mean"]]
 
-    torch.manual_seed(seeds_of(args)["torch"])
-    envs = make_envs(args, 1)
-    before = Agent(envs.obs_dim, envs.action_dim, envs.discrete, args)
+    torch.manual_seed(script.seeds_of(args)["torch"])
+    before = script.Agent(script.make_envs(args, 1), args)
     after = torch.load(folder / "model.pt", weights_only=True)["agent"]
-    trained = [name for name, _ in before.named_parameters()]
-    vae_updated = bool(tags.get("vae/elbo"))
-    for name in trained:
-        if name.startswith("policy") or vae_updated:
-            assert not torch.equal(before.state_dict()[name], after[name]), f"{name} did not move"
+    for name, parameter in before.named_parameters():
+        if tags.get("vae/elbo") or not name.startswith("vae."):  # no VAE update before a meta-episode has ended
+            assert not torch.equal(parameter, after[name]), f"{name} did not move"
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
     return tags, result
 
 
+@both_scripts
 @pytest.mark.parametrize(
     "arch, flag, init",
     [("hyper", "--init", init) for init in HYPER_SCHEMES]
     + [("film", "--init", init) for init in FILM_SCHEMES]
     + [("standard", "--base-init", init) for init in ("normc", "orthogonal", "kaiming")],
 )
-def test_every_architecture_and_initialisation(tmp_path, arch, flag, init):
+def test_every_architecture_and_initialisation(script, tmp_path, arch, flag, init):
     flags = ["--arch", arch, flag, init]
-    folder = run(tmp_path, *flags)
-    assert re.fullmatch(rf"Grid-World__varibad_hyper__{arch}-{init}__1__\d+", folder.name)
-    tags, result = check_run(folder, flags)
-    assert result["arch"] == arch and result["init"] == init
-    assert {"vae/elbo", "vae/reward_loss", "vae/kl", "charts/meta_episodic_return"} <= tags.keys()
+    folder = run(script, tmp_path, *flags)
+    assert re.fullmatch(rf"Grid-World__{script.__name__}__{arch}-{init}__1__\d+", folder.name)
+    tags, result = check_run(script, folder, flags)
+    assert (result["script"], result["arch"], result["init"]) == (script.__name__, arch, init)
+    assert "charts/meta_episodic_return" in tags
+    assert ({"vae/elbo", "vae/reward_loss", "vae/kl"} <= tags.keys()) == (script is varibad_hyper)
     assert (result["parameters"]["hypernetwork"] > 0) == (arch != "standard")
-    # Grid-World's four episodes end together, so their means add up to the meta-episode's
-    for step, value in tags["charts/meta_episodic_return"].items():
-        if step in tags["charts/episodic_return_ep1"]:
-            assert math.isfinite(value)
 
 
+@both_scripts
 @pytest.mark.parametrize("env", MUJOCO)
-def test_every_environment(tmp_path, env):
-    flags = ["--env", env, "--num-steps", "37", "--vae-updates", "2"]
-    folder = run(tmp_path, *flags)
-    tags, _ = check_run(folder, flags)
+def test_every_environment(script, tmp_path, env):
+    flags = ["--env", env, "--num-steps", "37"]
+    folder = run(script, tmp_path, *flags)
+    tags, _ = check_run(script, folder, flags)
     if env in ("Ant-Dir", "Humanoid"):  # random policies fall within 185 steps, so meta-episodes end
-        assert {"vae/elbo", "vae/reward_loss", "charts/episodic_return"} <= tags.keys()
+        assert "charts/episodic_return" in tags
+        assert (script is rl2_hyper) or {"vae/elbo", "vae/reward_loss"} <= tags.keys()
 
 
 def test_walker_decodes_states_of_meta_episodes_of_different_lengths(tmp_path):
     flags = ["--env", "Walker", "--num-steps", "150", "--total-timesteps", "3000"]
-    tags = scalars(run(tmp_path, *flags))
+    tags = scalars(run(varibad_hyper, tmp_path, *flags))
     assert {"vae/state_loss", "charts/episodic_return_ep1", "charts/episodic_return_ep2"} <= tags.keys()
     assert "vae/reward_loss" not in tags
 
 
-def test_logged_returns_are_the_environments(tmp_path, monkeypatch):
+@both_scripts
+def test_logged_returns_are_the_environments(script, tmp_path, monkeypatch):
     """The meta-episodic return of the log, against the rewards that the environments gave, in plain Python."""
     rewards = []
-    step = varibad_hyper.MetaEpisodes.step
+    step = script.MetaEpisodes.step
 
     def recording_step(self, actions):
         out = step(self, actions)
@@ -117,8 +116,8 @@ def test_logged_returns_are_the_environments(tmp_path, monkeypatch):
             rewards.append(out[1])
         return out
 
-    monkeypatch.setattr(varibad_hyper.MetaEpisodes, "step", recording_step)
-    tags = scalars(run(tmp_path, "--num-steps", "60", "--total-timesteps", "960"))
+    monkeypatch.setattr(script.MetaEpisodes, "step", recording_step)
+    tags = scalars(run(script, tmp_path, "--num-steps", "60", "--total-timesteps", "960"))
     for iteration in range(4):  # 60 steps: one meta-episode of four episodes of 15
         chunk = np.array(rewards[60 * iteration : 60 * iteration + 60])  # [60, 4]
         frames = 240 * (iteration + 1)
@@ -128,48 +127,54 @@ def test_logged_returns_are_the_environments(tmp_path, monkeypatch):
             assert tags[f"charts/episodic_return_ep{k + 1}"][frames] == pytest.approx(mean, rel=1e-5, abs=1e-6)
 
 
+@both_scripts
 @pytest.mark.parametrize("env", ["Grid-World", "Walker"])
-def test_same_seed_same_run_bit_for_bit_whatever_is_evaluated(tmp_path, env):
+def test_same_seed_same_run_bit_for_bit_whatever_is_evaluated(script, tmp_path, env):
     flags = ["--env", env, "--num-steps", "80", "--total-timesteps", "1600"]
     models = []
     for name, extra in (("a", []), ("b", ["--eval-interval", "1"]), ("c", ["--seed", "2"])):
-        folder = run(tmp_path / name, *flags, *extra)
+        folder = run(script, tmp_path / name, *flags, *extra)
         models.append(torch.load(folder / "model.pt", weights_only=True)["agent"])
     first, same, other = models
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
+@both_scripts
 @pytest.mark.parametrize("env, init", [("Grid-World", "bias"), ("Walker", "bias"), ("Cheetah-Dir", "kaiming")])
-def test_first_ratio_of_every_update_is_one(tmp_path, monkeypatch, env, init):
-    """The policy that is updated sees the inputs, normalised as they were, of the policy that acted."""
+def test_first_ratio_of_every_update_is_one(script, tmp_path, monkeypatch, env, init):
+    """The policy that is updated sees the inputs, normalised as they were, of the policy that acted.
+
+    For RL2 also: the beliefs that the update computes again, over parts of meta-episodes, are those of the rollout.
+    """
     logratios = []
-    loss = varibad_hyper.policy_loss
+    loss = script.policy_loss
 
     def recording_loss(logratio, *rest):
         logratios.append(logratio.detach().abs().max().item())
         return loss(logratio, *rest)
 
-    monkeypatch.setattr(varibad_hyper, "policy_loss", recording_loss)
-    run(tmp_path, "--env", env, "--init", init, "--num-minibatches", "1", "--update-epochs", "2")
+    monkeypatch.setattr(script, "policy_loss", recording_loss)
+    run(script, tmp_path, "--env", env, "--init", init, "--num-minibatches", "1", "--update-epochs", "2")
     assert len(logratios) == 8  # 4 updates of 2 epochs
     assert max(logratios[0::2]) < 1e-4  # rounding, the batch has another size
     assert min(logratios[1::2]) > 1e-3  # and it would be noticed
 
 
+@both_scripts
 @pytest.mark.parametrize("name", ["policy_loss", "value_loss"])
-def test_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys, name):
+def test_loss_that_is_not_finite_stops_the_run(script, tmp_path, monkeypatch, capsys, name):
     calls = 0
-    loss = getattr(varibad_hyper, name)
+    loss = getattr(script, name)
 
     def failing_loss(*inputs):
         nonlocal calls
         calls += 1
         return loss(*inputs) * (math.nan if calls > 4 else 1)  # 2 epochs x 2 minibatches: from the second update on
 
-    monkeypatch.setattr(varibad_hyper, name, failing_loss)
+    monkeypatch.setattr(script, name, failing_loss)
     with pytest.raises(SystemExit) as stop:
-        run(tmp_path)
+        run(script, tmp_path)
     assert stop.value.code == 1
     assert f"losses/{name} is nan in iteration 3" in capsys.readouterr().err
     (folder,) = tmp_path.iterdir()
@@ -181,8 +186,8 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys, na
 # Command line
 
 
-def cli(*flags):
-    command = [sys.executable, str(ROOT / "varibad_hyper.py"), *map(str, flags)]
+def cli(script, *flags):
+    command = [sys.executable, script.__file__, *map(str, flags)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -198,7 +203,8 @@ BAD_INPUT = {
     "gamma over one": (["--gamma", "1.5"], "at most 1"),
     "empty layers": (["--base-layers"], "--base-layers"),
     "zero-width layer": (["--base-layers", "32", "0"], "--base-layers is 0"),
-    "nothing to decode": (["--no-decode-reward"], "--decode-reward"),
+    "no bias and nothing else": (["--no-hyper-bias"], "--init weight"),
+    "no bias without hypernetwork": (["--no-hyper-bias", "--arch", "film", "--init", "normc"], "--arch hyper"),
     "no goals": (["--grid-size", "2", "--grid-goals", "far"], "--grid-size 2"),
     "missing model": (["--evaluate", "missing.pt"], "cannot read missing.pt"),
     "folder as model": (["--evaluate", str(ROOT)], "cannot read"),
@@ -207,10 +213,27 @@ BAD_INPUT = {
 }
 
 
+@both_scripts
 @pytest.mark.parametrize("flags, words", BAD_INPUT.values(), ids=BAD_INPUT.keys())
-def test_bad_input_gets_one_sentence(capsys, flags, words):
+def test_bad_input_gets_one_sentence(script, capsys, flags, words):
+    refused(script, capsys, flags, words)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--no-decode-reward"], "--decode-reward"),
+        (["--decoder-layers"], "--decoder-layers"),
+        (["--embedding", "one-hot", "--env", "Walker"], "finitely many tasks"),
+    ],
+)
+def test_bad_input_of_varibad_gets_one_sentence(capsys, flags, words):
+    refused(varibad_hyper, capsys, flags, words)
+
+
+def refused(script, capsys, flags, words):
     with pytest.raises(SystemExit) as stop:
-        main(parse_args(flags))
+        script.main(script.parse_args(flags))
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and words in error
@@ -218,64 +241,83 @@ def test_bad_input_gets_one_sentence(capsys, flags, words):
 
 @pytest.mark.parametrize("flags", [["--env", "Mars"], ["--init", "zeros"], ["--total-timesteps", "2.5"], ["--bogus"]])
 def test_bad_flags_are_refused_without_traceback(flags):
-    result = cli(*flags)
+    result = cli(rl2_hyper, *flags)
     assert result.returncode == 2
     assert "Traceback" not in result.stdout + result.stderr
 
 
 def test_help_shows_the_preset_of_the_environment():
     for flags, kl_weight in (["--help", "--env", "Walker"], "10.0"), (["--help"], "0.25"):
-        text = re.sub(r"[\s│]+", " ", cli(*flags).stdout)  # the box's lines, joined
+        text = re.sub(r"[\s│]+", " ", cli(varibad_hyper, *flags).stdout)  # the box's lines, joined
         assert re.search(rf"--kl-weight FLOAT [^()]*\(default: {re.escape(kl_weight)}\)", text)
 
 
-def test_bare_command_is_grid_world_with_bias_hyperinit():
-    assert parse_args([]) == Args(env="Grid-World", arch="hyper", init="bias")
+@both_scripts
+def test_bare_command_is_grid_world_with_bias_hyperinit(script):
+    assert script.parse_args([]) == script.Args(env="Grid-World", arch="hyper", init="bias")
 
 
-def test_env_without_a_name_is_refused(capsys):
+@both_scripts
+def test_env_without_a_name_is_refused(script):
     with pytest.raises(SystemExit) as stop:
-        parse_args(["--env"])
+        script.parse_args(["--env"])
     assert stop.value.code == 2
 
 
 def test_flags_override_presets_and_frames_may_be_written_as_floats():
-    args = parse_args(["--env=Walker", "--total-timesteps", "2e6", "--gamma", "0.5"])
+    args = varibad_hyper.parse_args(["--env=Walker", "--total-timesteps", "2e6", "--gamma", "0.5"])
     assert (args.total_timesteps, args.gamma, args.num_steps, args.latent_dim) == (2_000_000, 0.5, 200, 10)
     assert isinstance(args.total_timesteps, int)
 
 
-def test_presets_are_the_references():
-    """Reference section 3, a row per value: Grid-World, Cheetah-Dir, Walker, Ant-Dir, Humanoid."""
-    rows = {
+SHARED_PRESETS = {  # a row per value: Grid-World, Cheetah-Dir, Walker, Ant-Dir, Humanoid
+    "gamma": (0.95, 0.97, 0.97, 0.97, 0.99),
+    "gae_lambda": (0.95, 0.9, 0.9, 0.9, 0.9),
+    "ent_coef": (0.01, 0.01, 0.01, 0.01, 0.001),
+    "embedding_features": (25, 10, 10, 10, 10),
+    "gru_hidden": (64, 128, 128, 128, 128),
+    "action_embedding": (0, 16, 32, 16, 16),
+    "state_embedding": (32, 32, 32, 32, 32),
+    "reward_embedding": (8, 16, 32, 16, 16),
+    "episodes_per_task": (4, 1, 2, 1, 1),
+    "num_envs": (16, 16, 16, 16, 16),
+    "learning_rate": (7e-4, 7e-4, 7e-4, 7e-4, 7e-4),
+}
+PRESETS = {
+    varibad_hyper: {
         "num_steps": (60, 400, 200, 200, 800),
-        "gamma": (0.95, 0.97, 0.97, 0.97, 0.99),
-        "gae_lambda": (0.95, 0.9, 0.9, 0.9, 0.9),
         "clip_coef": (0.05, 0.1, 0.05, 0.1, 0.1),
         "update_epochs": (2, 2, 2, 2, 4),
         "num_minibatches": (4, 4, 2, 1, 2),
-        "ent_coef": (0.01, 0.01, 0.01, 0.01, 0.001),
         "base_layers": ((32, 32),) + 4 * ((128, 128),),
-        "embedding_features": (25, 10, 10, 10, 10),
         "latent_dim": (5, 5, 10, 5, 10),
-        "gru_hidden": (64, 128, 128, 128, 128),
-        "action_embedding": (0, 16, 32, 16, 16),
-        "state_embedding": (32, 32, 32, 32, 32),
-        "reward_embedding": (8, 16, 32, 16, 16),
         "decode_reward": (True, True, False, True, True),
         "decode_state": (False, False, True, False, False),
         "decoder_layers": ((32, 32), (64, 32), (256, 128), (64, 32), (64, 32)),
+        "vae_learning_rate": (1e-3, 1e-3, 1e-3, 1e-3, 1e-3),
         "vae_buffer": (100_000,) + 4 * (10_000,),
         "vae_batch": (25, 10, 10, 10, 10),
         "vae_updates": (3, 1, 1, 1, 10),
         "vae_subsample": (0, 50, 50, 50, 100),
         "kl_weight": (0.25, 1, 10, 1, 1),
-        "episodes_per_task": (4, 1, 2, 1, 1),
-    }
+    },
+    rl2_hyper: {
+        "num_steps": (60, 200, 200, 200, 200),
+        "clip_coef": (0.05, 0.1, 0.05, 0.05, 0.05),
+        "update_epochs": (2, 2, 2, 2, 2),
+        "num_minibatches": (4, 4, 4, 4, 4),
+        "base_layers": ((32,),) + 4 * ((128,),),
+        "latent_dim": (32,) + 4 * (128,),
+    },
+}
+
+
+@both_scripts
+def test_presets_are_the_references(script):
+    rows = SHARED_PRESETS | PRESETS[script]
     for column, env in enumerate(["Grid-World", *MUJOCO]):
-        args = parse_args(["--env", env])
+        args = script.parse_args(["--env", env])
         assert {name: getattr(args, name) for name in rows} == {name: row[column] for name, row in rows.items()}
-        assert (args.num_envs, args.learning_rate, args.vae_learning_rate) == (16, 7e-4, 1e-3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -286,7 +328,7 @@ def test_presets_are_the_references():
 def probe(tmp_path_factory):
     flags = ["--grid-size", "3", "--grid-horizon", "8", "--num-steps", "32", "--total-timesteps", "2.5e5"]
     flags += ["--learning-starts", "1000", "--save-model", "--no-cuda", "--runs-dir", tmp_path_factory.mktemp("runs")]
-    return main(parse_args(list(map(str, flags))))
+    return varibad_hyper.main(varibad_hyper.parse_args(list(map(str, flags))))
 
 
 def known_goal_return(goal, horizon=8):
@@ -313,37 +355,64 @@ def test_probe_learns_and_remembers(probe):
 def test_probe_needs_its_task_embedding(probe, monkeypatch):
     """With the embeddings of other tasks, or an encoder that learns nothing from data, the return falls."""
     agent, args = load(probe)
-    envs, seed = make_eval_envs(args), seeds_of(args)["eval_envs"]
-    intact = evaluate(agent, envs, seed).sum(axis=1).mean()
-    infer = Agent.infer
-    monkeypatch.setattr(Agent, "infer", lambda self, *inputs: infer(self, *inputs).roll(1, dims=0))
-    shuffled = evaluate(agent, envs, seed).sum(axis=1).mean()
-    monkeypatch.setattr(Agent, "infer", lambda self, action, obs, reward, hidden: hidden)
-    frozen = evaluate(agent, envs, seed).sum(axis=1).mean()
+    envs, seed = varibad_hyper.make_eval_envs(args), varibad_hyper.seeds_of(args)["eval_envs"]
+    intact = varibad_hyper.evaluate(agent, envs, seed).sum(axis=1).mean()
+    embedding = type(agent).embedding
+    monkeypatch.setattr(type(agent), "embedding", lambda self, belief: embedding(self, belief.roll(1, dims=0)))
+    shuffled = varibad_hyper.evaluate(agent, envs, seed).sum(axis=1).mean()
+    monkeypatch.setattr(type(agent), "embedding", lambda self, belief: embedding(self, 0 * belief))
+    frozen = varibad_hyper.evaluate(agent, envs, seed).sum(axis=1).mean()
     assert max(shuffled, frozen) < 0.6 * intact
 
 
 def test_saved_model_gives_the_returns_of_the_end_of_training(probe):
     evaluation = json.loads((probe / "result.json").read_text())["evaluation"]
     agent, args = load(probe)
-    returns = evaluate(agent, make_eval_envs(args), seeds_of(args)["eval_envs"])
+    envs, seed = varibad_hyper.make_eval_envs(args), varibad_hyper.seeds_of(args)["eval_envs"]
+    returns = varibad_hyper.evaluate(agent, envs, seed)
     assert returns.sum(axis=1).mean() == evaluation["meta_episodic_return"]["mean"]
-    result = cli("--evaluate", probe / "model.pt")
+    result = cli(varibad_hyper, "--evaluate", probe / "model.pt")
     assert result.returncode == 0
     assert result.stdout.startswith(f"meta-episode return {evaluation['meta_episodic_return']['mean']:.2f} ")
 
 
 def test_model_of_another_environment_is_refused(probe, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(parse_args(["--env", "Walker", "--evaluate", str(probe / "model.pt")]))
-    assert stop.value.code == 2
-    assert "add --env Grid-World" in capsys.readouterr().err
+    refused(varibad_hyper, capsys, ["--env", "Walker", "--evaluate", str(probe / "model.pt")], "add --env Grid-World")
+
+
+def test_model_of_another_script_is_refused(probe, capsys):
+    refused(rl2_hyper, capsys, ["--evaluate", str(probe / "model.pt")], "is not a model of rl2_hyper.py")
 
 
 def test_damaged_model_is_refused(probe, tmp_path, capsys):
     damaged = tmp_path / "model.pt"
     damaged.write_bytes((probe / "model.pt").read_bytes()[:10_000])
-    with pytest.raises(SystemExit) as stop:
-        main(Args(evaluate=str(damaged)))
-    assert stop.value.code == 2
-    assert "is not a model" in capsys.readouterr().err
+    refused(varibad_hyper, capsys, ["--evaluate", str(damaged)], "is not a model of varibad_hyper.py")
+
+
+@pytest.mark.parametrize("env", MUJOCO)
+def test_saved_rl2_gives_the_returns_of_the_end_of_training(tmp_path, env):
+    folder = run(rl2_hyper, tmp_path, "--env", env)
+    agent, args = rl2_hyper.load_model(str(folder / "model.pt"), env)
+    returns = rl2_hyper.evaluate(agent, rl2_hyper.make_eval_envs(args), rl2_hyper.seeds_of(args)["eval_envs"])
+    evaluation = json.loads((folder / "result.json").read_text())["evaluation"]
+    assert returns.sum(axis=1).mean() == evaluation["meta_episodic_return"]["mean"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# README
+
+
+def test_readme_lists_the_tags(probe, tmp_path):
+    """Every tag that is logged, and no other."""
+    readme = (ROOT / "README.md").read_text()
+    listed = set(re.findall(r"^\| `((?:charts|losses|vae|eval)/[^`]+)`", readme, re.MULTILINE))
+    walker = run(varibad_hyper, tmp_path, "--env", "Walker", "--num-steps", "150", "--total-timesteps", "3000")
+    logged = {re.sub(r"ep\d$", "ep{k}", tag) for folder in (probe, walker) for tag in scalars(folder)}
+    assert logged == listed
+
+
+def test_readme_names_only_flags_that_exist():
+    flags = set(re.findall(r"(--[a-z][a-z-]+)", (ROOT / "README.md").read_text())) - {"--logdir", "--help"}
+    fields = {f"--{name.replace('_', '-')}" for name in varibad_hyper.Args.__dataclass_fields__}
+    assert flags <= fields
