@@ -1104,13 +1104,14 @@ def main(args: Args) -> Path | None:
                     optimizer.step()
             losses["losses/explained_variance"] = [(1 - (returns - values).var() / returns.var()).item()]
 
-        if not all(parameter.isfinite().all() for parameter in agent.parameters()):
-            stop("a parameter is not finite after the update", iteration, writer)
-
         # --- Normalisers. META-RL: between the update and the next rollout, never between a rollout and its update, so
         # that the first ratio of every update is 1.
         agent.obs_norm.update(obs.flatten(0, 1))
         agent.reward_norm.update(discounted_returns.flatten()[:, None])
+        with torch.no_grad():
+            outputs = agent.outputs(next_obs, agent.embedding(belief))
+        if not all(tensor.isfinite().all() for tensor in (*outputs, *agent.parameters())):
+            stop("the agent is no longer finite after the update", iteration, writer)
 
         # --- Log
         for name, numbers in losses.items():

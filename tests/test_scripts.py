@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,52 @@ def test_loss_that_is_not_finite_stops_the_run(script, tmp_path, monkeypatch, ca
     assert not (folder / "result.json").exists()
 
 
+@both_scripts
+@pytest.mark.parametrize("iterations", [2, 5])  # with 2 the fault is in the last one, and no rollout follows
+def test_an_agent_that_is_not_finite_stops_the_run(script, iterations, tmp_path, capsys):
+    """A step that finite losses asked for, but that left nothing to go on with."""
+    flags = f"--learning-rate 1e37 --num-minibatches 1 --update-epochs 1 --total-timesteps {148 * iterations}"
+    with pytest.raises(SystemExit) as stop:
+        run(script, tmp_path, *flags.split())
+    assert stop.value.code == 1
+    assert "error: the agent is no longer finite after the update in iteration 2" in capsys.readouterr().err
+    (folder,) = tmp_path.iterdir()
+    assert list(scalars(folder)["charts/SPS"]) == [148] and not (folder / "result.json").exists()
+
+
+@both_scripts
+def test_runs_that_begin_in_the_same_second_have_their_own_folders(script, tmp_path, monkeypatch):
+    start = time.time()
+    folders = []
+    for _ in range(3):
+        clock = iter(range(10**6))
+        monkeypatch.setattr(script.time, "time", lambda clock=clock: start + 1e-3 * next(clock))
+        folders.append(run(script, tmp_path))
+    assert len(set(folders)) == 3 and all((folder / "result.json").exists() for folder in folders)
+
+
+@both_scripts
+def test_finite_tasks_are_evaluated_equally_often(script):
+    for env, count in ("Grid-World", 24), ("Cheetah-Dir", 6):
+        args = script.parse_args(["--env", env, "--eval-tasks", "6"])
+        envs = script.make_eval_envs(args)
+        tasks = []
+        reset = envs.envs.reset
+        envs.envs.reset = lambda *, seed=None, options=None, reset=reset, tasks=tasks: (
+            tasks.append((options or {}).get("tasks")) or reset(seed=seed, options=options)
+        )
+        script.evaluate(script.Agent(envs, args), envs, seed=0)
+        first = [tuple(task) for task in tasks[0]]
+        assert len(first) == count and {first.count(task) for task in first} == {count // len(envs.all_tasks)}
+
+
+@both_scripts
+@pytest.mark.parametrize("flags, noted", [(["--total-timesteps", "148"], True), ([], False)])
+def test_runs_too_short_to_learn_are_noted(script, tmp_path, capsys, flags, noted):
+    run(script, tmp_path, *flags)
+    assert ("note: nothing is learned" in capsys.readouterr().out) == noted
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line
 
@@ -201,6 +248,10 @@ BAD_INPUT = {
     "zero environments": (["--num-envs", "0"], "--num-envs is 0"),
     "not a number": (["--gamma", "nan"], "--gamma is nan"),
     "gamma over one": (["--gamma", "1.5"], "at most 1"),
+    "no threads": (["--torch-threads", "0"], "--torch-threads is 0"),
+    "no threads to evaluate": (["--torch-threads", "0", "--evaluate", "missing.pt"], "--torch-threads is 0"),
+    "one evaluation task": (["--eval-tasks", "1"], "--eval-tasks 1"),
+    "one frame": (["--num-envs", "1", "--num-steps", "1", "--num-minibatches", "1"], "single frame"),
     "empty layers": (["--base-layers"], "--base-layers"),
     "zero-width layer": (["--base-layers", "32", "0"], "--base-layers is 0"),
     "no bias and nothing else": (["--no-hyper-bias"], "--init weight"),
@@ -225,6 +276,7 @@ def test_bad_input_gets_one_sentence(script, capsys, flags, words):
         (["--no-decode-reward"], "--decode-reward"),
         (["--decoder-layers"], "--decoder-layers"),
         (["--embedding", "one-hot", "--env", "Walker"], "finitely many tasks"),
+        (["--vae-buffer", "1e12"], "--vae-buffer 1000000000000"),
     ],
 )
 def test_bad_input_of_varibad_gets_one_sentence(capsys, flags, words):
@@ -232,6 +284,7 @@ def test_bad_input_of_varibad_gets_one_sentence(capsys, flags, words):
 
 
 def refused(script, capsys, flags, words):
+    """Exit status 2, and one sentence on stderr, nothing else."""
     with pytest.raises(SystemExit) as stop:
         script.main(script.parse_args(flags))
     assert stop.value.code == 2
