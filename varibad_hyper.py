@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
@@ -875,9 +876,9 @@ class VAE(nn.Module):
 
 TANH_GAIN = nn.init.calculate_gain("tanh")  # 5/3
 BASE_INITS = {
-    "normc": lambda weight: normc_(weight, TANH_GAIN),
-    "orthogonal": lambda weight: nn.init.orthogonal_(weight, TANH_GAIN),
-    "kaiming": lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="tanh"),
+    "normc": partial(normc_, gain=TANH_GAIN),
+    "orthogonal": partial(nn.init.orthogonal_, gain=TANH_GAIN),
+    "kaiming": partial(nn.init.kaiming_normal_, nonlinearity="tanh"),
 }
 
 
@@ -891,13 +892,13 @@ def init_base_network_(layers: nn.ModuleList, head: Literal["discrete", "continu
         f_weight, f_bias, gain = BASE_INITS[args.base_init], nn.init.zeros_, TANH_GAIN
         if i == len(layers) - 1:
             gain = 1.0
-            bound = args.base_layers[-1] ** -0.5  # PyTorch's default: U(+-1 / sqrt(fan-in)) for weight and bias
             if head == "discrete":
-                f_weight = lambda weight: nn.init.orthogonal_(weight, 0.01)  # noqa: E731
+                f_weight = partial(nn.init.orthogonal_, gain=0.01)
             elif head == "continuous":
                 f_weight = normc_
             else:
-                f_weight = f_bias = lambda tensor, bound=bound: nn.init.uniform_(tensor, -bound, bound)
+                bound = args.base_layers[-1] ** -0.5  # PyTorch's default: U(+-1 / sqrt(fan-in)) for weight and bias
+                f_weight = f_bias = partial(nn.init.uniform_, a=-bound, b=bound)
         if isinstance(layer, HyperLinear):
             init_hyper_linear_(layer, args.init, f_weight, f_bias, gain)
         elif isinstance(layer, FilmLinear):
@@ -953,9 +954,9 @@ class HyperPolicy(nn.Module):
         hyper_sizes = [width, *args.hyper_layers]
         self.hyper_hidden = nn.ModuleList(map(nn.Linear, hyper_sizes, hyper_sizes[1:]))
         sizes = [obs_width, *args.base_layers]
-        width = [hyper_sizes[-1]] * len(sizes)  # K
-        self.actor = nn.ModuleList(map(layer, sizes, [*sizes[1:], actor_dim], width))
-        self.critic = nn.ModuleList(map(layer, sizes, [*sizes[1:], 1], width))
+        widths = [hyper_sizes[-1]] * len(sizes)  # K, of every layer
+        self.actor = nn.ModuleList(map(layer, sizes, [*sizes[1:], actor_dim], widths))
+        self.critic = nn.ModuleList(map(layer, sizes, [*sizes[1:], 1], widths))
         init_base_network_(self.actor, "discrete" if discrete else "continuous", args)
         init_base_network_(self.critic, "critic", args)
 
