@@ -162,6 +162,31 @@ def test_first_ratio_of_every_update_is_one(script, tmp_path, monkeypatch, env, 
     assert min(logratios[1::2]) > 1e-3  # and it would be noticed
 
 
+@pytest.mark.parametrize("env, num_steps", [("Grid-World", 37), ("Ant-Dir", 150)])
+def test_running_meta_episodes_are_encoded_again(tmp_path, monkeypatch, env, num_steps):
+    """While the encoder does not change, encoding them again at the start of a rollout changes no belief."""
+    beliefs = []  # before and after every step
+    update = varibad_hyper.Agent.update_belief
+
+    def recording_update(self, belief, *inputs):
+        after = update(self, belief, *inputs)
+        if len(belief) == 4:  # not the evaluation's
+            beliefs.append((belief.clone(), after.clone()))
+        return after
+
+    monkeypatch.setattr(varibad_hyper.Agent, "update_belief", recording_update)
+    flags = f"--num-steps {num_steps} --total-timesteps {4 * num_steps * 5} --learning-starts 100000 --eval-interval 0"
+    run(varibad_hyper, tmp_path, "--env", env, *flags.split())
+    carried_on = 0
+    for i in range(1, 5):
+        (_, last), (first, _) = beliefs[i * num_steps - 1], beliefs[i * num_steps]
+        for before, after in zip(last, first, strict=True):
+            if after.any():  # not a new task, whose belief is the prior's, 0
+                torch.testing.assert_close(after, before)
+                carried_on += 1
+    assert carried_on >= 8
+
+
 @both_scripts
 @pytest.mark.parametrize("name", ["policy_loss", "value_loss"])
 def test_loss_that_is_not_finite_stops_the_run(script, tmp_path, monkeypatch, capsys, name):
