@@ -494,3 +494,32 @@ def test_readme_names_only_flags_that_exist():
     flags = set(re.findall(r"(--[a-z][a-z-]+)", (ROOT / "README.md").read_text())) - {"--logdir", "--help"}
     fields = {f"--{name.replace('_', '-')}" for name in varibad_hyper.Args.__dataclass_fields__}
     assert flags <= fields
+
+
+def test_readme_gives_the_results_that_are_kept():
+    """Returns by seed and their mean, against results/*.json, for every row and for every file."""
+    rows = re.findall(
+        r"^\| `python (\S+?)\.py([^`]*)` \| ([\d, ]+) \| ([-\d., ]+) \| ([-\d.]+) \|",
+        (ROOT / "README.md").read_text(),
+        re.M,
+    )
+    assert rows
+    results = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("*.json"))]
+    told = 0
+    for script, flags, seeds, returns, mean in rows:
+        wanted = {"varibad_hyper": varibad_hyper, "rl2_hyper": rl2_hyper}[script].parse_args(flags.split())
+        of_row = {}
+        for result in results:
+            names = ("env", "arch", "init", "embedding", "hyper_bias")
+            kept = choices(result["args"], names)
+            if result["script"] == script and kept == choices(vars(wanted), names):
+                of_row[result["seed"]] = result["evaluation"]["meta_episodic_return"]["mean"]
+        assert [str(seed) for seed in sorted(of_row)] == seeds.split(", ")
+        assert [f"{of_row[seed]:.2f}" for seed in sorted(of_row)] == returns.split(", ")
+        assert f"{np.mean(list(of_row.values())):.2f}" == mean
+        told += len(of_row)
+    assert told == len(results)
+
+
+def choices(values, names):
+    return {name: values.get(name, {"embedding": "posterior", "hyper_bias": True}.get(name)) for name in names}
