@@ -131,6 +131,18 @@ class GridWorldVectorEnv(gym.vector.VectorEnv):
         self.elapsed[mask] = 0
         return self.positions.astype(np.float32), {}
 
+    def get_state(self) -> dict[str, Any]:
+        """Everything that the future depends on, as plain values: goals, positions, counters, generators."""
+        arrays = {"tasks": self.tasks.tolist(), "positions": self.positions.tolist(), "elapsed": self.elapsed.tolist()}
+        return arrays | {"rngs": [rng.bit_generator.state for rng in self.rngs]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on where `get_state` stood."""
+        self.tasks, self.positions = np.array(state["tasks"]), np.array(state["positions"])
+        self.elapsed = np.array(state["elapsed"])
+        for rng, rng_state in zip(self.rngs, state["rngs"], strict=True):
+            rng.bit_generator.state = rng_state
+
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
         """Actions [N]; returns observations [N, 2], rewards [N], terminated [N], truncated [N] (never), info."""
         self.positions = np.clip(self.positions + MOVES[actions], 0, self.size - 1)  # [N, 2]

@@ -18,15 +18,20 @@ single-task PPO, `# NOTE:` where this differs from the paper or its authors' cod
 
 import argparse
 import copy
+import itertools
 import json
 import math
+import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import IO, Annotated, Any, Literal, NoReturn
 
 import gymnasium as gym
 import mujoco
@@ -95,6 +100,10 @@ class Args:
     """whether to save the agent, its normalisers and these arguments to model.pt in the run's folder"""
     evaluate: str | None = None
     """a model.pt to evaluate instead of training; every other value but --env comes from the file"""
+    resume: str | None = None
+    """a run's folder: go on from its last checkpoint; of the other flags only --total-timesteps may be raised"""
+    checkpoint_interval: int = 100
+    """iterations between checkpoints (0: none, the run cannot be resumed)"""
     eval_interval: int = 50
     """iterations between evaluations (0: only at the end)"""
     eval_tasks: int = 32
@@ -211,24 +220,43 @@ def parse_args(argv: Sequence[str] | None = None) -> Args:
     env_flag.add_argument("--env", nargs="?", default="Grid-World")
     env = env_flag.parse_known_args(argv)[0].env
     preset = Args(env=env, **PRESETS[env]) if env in PRESETS else Args()  # an unknown one is refused by tyro
-    return tyro.cli(Args, default=preset, args=argv, description=__doc__.partition("\n")[0])
+    args = tyro.cli(Args, default=preset, args=argv, description=__doc__.partition("\n")[0])
+    if args.resume is None:
+        return args
+    saved = Args(**load_checkpoint(args.resume)["args"], resume=args.resume)
+    args = tyro.cli(Args, default=saved, args=argv, description=__doc__.partition("\n")[0])
+    for name, value in asdict(args).items():
+        if value != getattr(saved, name) and (name != "total_timesteps" or value < saved.total_timesteps):
+            flag = f"--{name.replace('_', '-')}"
+            fail(f"{flag} {value} contradicts the run in {args.resume} ({getattr(saved, name)}): leave it out.")
+    return args
 
 
 def check_args(args: Args) -> None:
     """Refuses values that cannot work, with one sentence and exit status 2."""
-    may_be_zero = {"seed", "eval_interval", "learning_starts", "gae_lambda", "ent_coef", "vf_coef"}
+    may_be_zero = {
+        "seed",
+        "checkpoint_interval",
+        "eval_interval",
+        "learning_starts",
+        "gae_lambda",
+        "ent_coef",
+        "vf_coef",
+    }
     may_be_zero |= {"state_features", "embedding_features", "action_embedding"}
     for name, value in asdict(args).items():
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
             flag = f"--{name.replace('_', '-')}"
-            if not math.isfinite(number) or number < 0 or (number == 0 and name not in may_be_zero):
+            if not 0 <= number < math.inf or (number == 0 and name not in may_be_zero):
                 fail(f"{flag} is {number}: it must be {'0 or more' if name in may_be_zero else 'more than 0'}.")
             if name in ("gamma", "gae_lambda") and number > 1:
                 fail(f"{flag} is {number}: it must be at most 1.")
     if not args.base_layers:
         fail("--base-layers needs at least one layer, for example --base-layers 32.")
+    if args.grid_size > 100:
+        fail(f"--grid-size {args.grid_size}: every cell is a task, so it must be at most 100.")
     try:
         gridworld.goal_cells(args.grid_size, args.grid_goals)
     except ValueError as error:
@@ -274,6 +302,10 @@ def init_label(args: Args) -> str:
 # new tasks for the masked environments, or takes them from options["tasks"] [N, ...]; `envs.tasks` holds the present.
 
 
+# MuJoCo's warnings of physics that has blown up: a bad position, velocity or acceleration
+UNSTABLE = [getattr(mujoco.mjtWarning, f"mjWARN_BAD{name}").value for name in ("QPOS", "QVEL", "QACC")]
+
+
 class MujocoVectorEnv(gym.vector.VectorEnv):
     """N MuJoCo models in this process, one MjData each, with observations and rewards computed for the whole batch.
 
@@ -301,9 +333,11 @@ class MujocoVectorEnv(gym.vector.VectorEnv):
         self.models = [copy.copy(self.default_model) for _ in range(num_envs)]  # independent copies
         self.data = [mujoco.MjData(model) for model in self.models]
         self.views: dict[str, list[np.ndarray]] = {}
+        self.warnings = [data.warning.number for data in self.data]  # views of MuJoCo's counters
         self.dt = self.default_model.opt.timestep * self.frame_skip  # seconds per step
         self.elapsed = np.zeros(num_envs, int)
         self.tasks = np.zeros((num_envs, self.task_dim))
+        mujoco.set_mju_user_warning(lambda message: None)  # unstable physics is counted below, not written to a file
         self.rngs = [np.random.default_rng() for _ in range(num_envs)]  # each draws its own tasks and initial states
         self.single_action_space = gym.spaces.Box(-1, 1, (self.default_model.nu,), np.float32)
         obs_dim = self.observe().shape[1]
@@ -373,7 +407,37 @@ class MujocoVectorEnv(gym.vector.VectorEnv):
                 mujoco.mj_rnePostConstraint(model, data)
         self.elapsed += 1
         rewards = self.reward((self.location() - before) / self.dt, actions)
-        return self.observe().astype(np.float32), rewards, self.unhealthy(), self.elapsed >= self.horizon, {}
+        obs = self.observe().astype(np.float32)
+        blown_up = np.stack(self.warnings)[:, UNSTABLE].any(axis=1)  # [N]
+        for i in np.flatnonzero(blown_up):  # MuJoCo has put the robot back to the start by itself
+            obs[i] = np.nan
+            self.warnings[i][:] = 0
+        return obs, rewards, self.unhealthy(), self.elapsed >= self.horizon, {}
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that the future depends on: tasks, counters, generators, physics."""
+        parts = mujoco.mjtState.mjSTATE_INTEGRATION
+        physics = np.zeros((self.num_envs, mujoco.mj_stateSize(self.default_model, parts)))
+        for model, data, state in zip(self.models, self.data, physics, strict=True):
+            mujoco.mj_getState(model, data, state, parts)
+        return {
+            "tasks": torch.from_numpy(self.tasks.copy()),
+            "elapsed": self.elapsed.tolist(),
+            "rngs": [rng.bit_generator.state for rng in self.rngs],
+            "physics": torch.from_numpy(physics),
+            # Results of the last step that observations and velocities are read from
+            "views": {name: torch.from_numpy(self.state(name)) for name in self.views},
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on where `get_state` stood."""
+        self.tasks, self.elapsed = state["tasks"].numpy().copy(), np.array(state["elapsed"])
+        for i, (model, data) in enumerate(zip(self.models, self.data, strict=True)):
+            self.rngs[i].bit_generator.state = state["rngs"][i]
+            self.apply_task(i)
+            mujoco.mj_setState(model, data, state["physics"][i].numpy(), mujoco.mjtState.mjSTATE_INTEGRATION)
+            for name, values in state["views"].items():
+                getattr(data, name)[:] = values[i].numpy()
 
 
 class CheetahDir(MujocoVectorEnv):
@@ -520,6 +584,7 @@ class MetaEpisodes:
         self.has_flag = episodes_per_task > 1
         self.max_steps = episodes_per_task * envs.horizon  # of a meta-episode
         self.episode = np.zeros(envs.num_envs, int)  # index of the running episode, [N]
+        self.blow_ups = 0  # episodes that ended because observation or reward were not finite
         self.obs_dim = envs.single_observation_space.shape[0] + self.has_flag
         self.discrete = isinstance(envs.single_action_space, gym.spaces.Discrete)
         self.action_dim = int(envs.single_action_space.n) if self.discrete else envs.single_action_space.shape[0]
@@ -540,7 +605,18 @@ class MetaEpisodes:
         """Starts a meta-episode everywhere, on the given tasks or on drawn ones; returns observations [N, D]."""
         obs, _ = self.envs.reset(seed=seed, options={} if tasks is None else {"tasks": tasks})
         self.episode[:] = 0
+        self.obs = obs  # the last one, without the flag
         return self.add_flag(obs, np.zeros(self.num_envs))
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that the future depends on."""
+        progress = {"episode": self.episode.tolist(), "blow_ups": self.blow_ups, "obs": torch.from_numpy(self.obs)}
+        return progress | {"envs": self.envs.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on where `get_state` stood."""
+        self.episode, self.blow_ups, self.obs = np.array(state["episode"]), state["blow_ups"], state["obs"].numpy()
+        self.envs.set_state(state["envs"])
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Steps all environments; where an episode ends the next one begins, on a new task after the last.
@@ -550,6 +626,11 @@ class MetaEpisodes:
         out; next_obs [N, D], what the policy acts on next (after a reset where an episode ended).
         """
         obs, rewards, terminated, truncated, _ = self.envs.step(actions)
+        finite = np.isfinite(obs).all(axis=1) & np.isfinite(rewards)  # [N]
+        if not finite.all():  # the episode ends where it stood, with nothing for the step
+            obs, rewards = np.where(finite[:, None], obs, self.obs), np.where(finite, rewards, 0.0)
+            terminated = terminated | ~finite
+            self.blow_ups += int((~finite).sum())
         episode_done = terminated | truncated
         self.episode += episode_done
         task_done = self.episode == self.episodes_per_task
@@ -561,6 +642,7 @@ class MetaEpisodes:
                 obs, _ = self.envs.reset(options={"reset_mask": task_done})
             next_obs = self.add_flag(obs, np.zeros(self.num_envs))
             self.episode[task_done] = 0
+        self.obs = obs
         return final_obs, rewards, episode_done, task_done, task_done & ~terminated, next_obs
 
 
@@ -878,7 +960,7 @@ def summarize(returns: np.ndarray) -> dict[str, dict[str, float]]:
     columns = {"meta_episodic_return": returns.sum(axis=1)}
     columns |= {f"episodic_return_ep{k + 1}": returns[:, k] for k in range(returns.shape[1])}
     return {
-        name: {"mean": x.mean(), "stderr": x.std(ddof=1) / len(x) ** 0.5 if len(x) > 1 else 0.0, "count": len(x)}
+        name: {"mean": float(x.mean()), "stderr": float(x.std(ddof=1) / len(x) ** 0.5), "count": len(x)}
         for name, x in columns.items()
     }
 
@@ -930,13 +1012,107 @@ def format_evaluation(summary: dict[str, dict[str, float]]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+def make_folder(folder: Path) -> Path:
+    """Makes a folder that was not there before: `folder`, or the same with a number. Raises OSError where it cannot."""
+    for attempt in itertools.count(1):
+        candidate = folder if attempt == 1 else folder.with_name(f"{folder.name}-{attempt}")
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            if not candidate.is_dir():
+                raise
+
+
+def capture(args: Args, agent: Agent, optimizers: list[torch.optim.Optimizer], envs: MetaEpisodes) -> dict[str, Any]:
+    """Everything that the rest of a run depends on, but for main's own counters, as tensors and plain values."""
+    return {
+        "script": Path(__file__).stem,
+        "args": {name: value for name, value in asdict(args).items() if name != "resume"},
+        "agent": agent.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "envs": envs.get_state(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore(
+    checkpoint: dict[str, Any], agent: Agent, optimizers: list[torch.optim.Optimizer], envs: MetaEpisodes
+) -> None:
+    """Puts back what `capture` took."""
+    agent.load_state_dict(checkpoint["agent"])
+    for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
+    envs.set_state(checkpoint["envs"])
+    torch.set_rng_state(checkpoint["rng"])
+    if checkpoint["cuda_rng"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file beside `path` that takes its place, whole and on the disk, when the block ends without an error."""
+    beside = path.with_name(path.name + ".new")
+    try:
+        with open(beside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load_checkpoint(folder: str) -> dict[str, Any]:
+    """The last checkpoint of a run; refuses another file with one sentence. No file can run code (weights_only)."""
+    path = Path(folder) / "checkpoint.pt"
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(checkpoint, dict):
+            raise TypeError("not a dictionary")
+        if checkpoint["script"] != Path(__file__).stem:
+            fail(f"{path} belongs to {checkpoint['script']}.py: resume it with that script.")
+        args = asdict(Args(**checkpoint["args"]))
+        for name, default in asdict(Args()).items():
+            if default is not None and type(args[name]) is not type(default):
+                raise TypeError(name)
+        if args["env"] not in PRESETS:
+            raise ValueError(args["env"])
+        return checkpoint
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        fail(f"cannot read {path}: {error.strerror}.")
+    except Exception:  # whatever a foreign or damaged file may raise
+        fail(f"{path} is not a checkpoint of {Path(__file__).name}: give the folder of one of its runs.")
+
+
+def watch_signals() -> list[signal.Signals]:
+    """A list that SIGTERM and Ctrl-C are put into, to stop after the iteration; a second one stops at once."""
+    received: list[signal.Signals] = []
+
+    def receive(number: int, frame: Any) -> None:
+        received.append(signal.Signals(number))
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, receive)
+    return received
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Training
 
 
 def stop(what: str, iteration: int, writer: SummaryWriter) -> NoReturn:
-    """Ends the run with one sentence and exit status 1; what was logged stays."""
-    writer.close()
-    print(f"\nerror: {what} in iteration {iteration}: the run was stopped.", file=sys.stderr)
+    """Ends the run with one sentence and exit status 1; what was logged and saved stays."""
+    with suppress(OSError):  # on a full disk
+        writer.close()
+    checkpoint = Path(writer.log_dir) / "checkpoint.pt"
+    last = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
+    print(f"\nerror: {what} in iteration {iteration}: the run was stopped, {last}.", file=sys.stderr)
     raise SystemExit(1)
 
 
@@ -961,12 +1137,14 @@ def main(args: Args) -> Path | None:
 
     # --- Set-up
     started = time.time()
+    checkpoint = load_checkpoint(args.resume) if args.resume is not None else None
     run_name = f"{args.env}__{Path(__file__).stem}__{args.arch}-{init_label(args)}__{args.seed}__{int(started)}"
     folder = Path(args.runs_dir) / run_name
     try:
-        while folder.exists():  # a run of the same name began in the same second
-            folder = folder.with_name(folder.name + "-2")
-        folder.mkdir(parents=True)
+        if checkpoint is not None:
+            folder = Path(args.resume)
+        else:
+            folder = make_folder(folder)
     except OSError as error:
         fail(f"cannot make the run's folder {folder} ({error.strerror}): choose another --runs-dir.")
     print(f"run folder: {folder}")
@@ -993,10 +1171,6 @@ def main(args: Args) -> Path | None:
         print(f"note: RL2's task embedding is not normalised, as --init {args.init} assumes.")
     if num_iterations == 1 or num_iterations * batch_size < args.learning_starts:
         print("note: nothing is learned in so few frames, see --learning-starts.")
-    writer = SummaryWriter(str(folder))
-    rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
-    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-
     # Storage of one rollout
     obs = torch.zeros(args.num_steps, args.num_envs, envs.obs_dim, device=device)  # [T, N, D]
     final_obs = torch.zeros_like(obs)  # what each action led to
@@ -1014,9 +1188,57 @@ def main(args: Args) -> Path | None:
     episode_returns = np.zeros((args.num_envs, args.episodes_per_task))  # of the running meta-episodes, by episode
     eval_history: list[tuple[int, float]] = []
     meta_return = math.nan  # of the last iteration in which a meta-episode ended
-    bar = tqdm(total=num_iterations * batch_size, unit="frames", unit_scale=True, mininterval=1)
+    iteration = 0  # the last one that is complete
+    summary: dict[str, Any] = {}  # of the last evaluation
+    if checkpoint is not None:
+        try:
+            restore(checkpoint, agent, [optimizer], envs)
+            iteration, global_step = int(checkpoint["iteration"]), int(checkpoint["global_step"])
+            started -= checkpoint["seconds"]
+            next_obs.copy_(checkpoint["next_obs"])
+            belief.copy_(checkpoint["belief"])
+            discounted_return.copy_(checkpoint["discounted_return"])
+            episode_returns[:] = checkpoint["episode_returns"].numpy()
+            eval_history = [(int(step), float(value)) for step, value in checkpoint["eval_history"]]
+            meta_return, summary = float(checkpoint["meta_return"]), dict(checkpoint["summary"])
+        except Exception as error:  # whatever a damaged file may raise
+            what = " ".join(f"{type(error).__name__}: {error}".split())  # on one line
+            fail(f"{folder / 'checkpoint.pt'} does not fit this script ({what}).")
+    if checkpoint is not None and iteration >= num_iterations and (folder / "result.json").exists():
+        fail(f"the run in {folder} is finished: give a larger --total-timesteps to go on with it.")
+    (folder / "result.json").unlink(missing_ok=True)  # only a run that is finished has one
+    purge_step = global_step + 1 if checkpoint is not None else None  # points after the checkpoint are written again
+    writer = SummaryWriter(str(folder), purge_step=purge_step)
+    rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
+    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
+    bar = tqdm(total=num_iterations * batch_size, initial=global_step, unit="frames", unit_scale=True, mininterval=1)
 
-    for iteration in range(1, num_iterations + 1):
+    def checkpoint_now() -> None:
+        progress = {
+            "iteration": iteration,
+            "global_step": global_step,
+            "seconds": time.time() - started,
+            "next_obs": next_obs,
+            "belief": belief,
+            "discounted_return": discounted_return,
+            "episode_returns": torch.from_numpy(episode_returns),
+            "eval_history": eval_history,
+            "meta_return": meta_return,
+            "summary": summary,
+        }
+        try:
+            writer.flush()  # what precedes a checkpoint is not logged again
+            with replacing(folder / "checkpoint.pt") as file:
+                torch.save(capture(args, agent, [optimizer], envs) | progress, file)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            stop(f"the checkpoint could not be written ({error.__context__ or error})", iteration, writer)
+
+    if checkpoint is None and args.checkpoint_interval:
+        checkpoint_now()  # from here on the run can be resumed
+    signals = watch_signals()
+
+    while iteration < num_iterations:
+        iteration += 1
         episodic_returns: list[list[float]] = [[] for _ in range(args.episodes_per_task)]
         meta_episodic_returns: list[float] = []
 
@@ -1125,6 +1347,7 @@ def main(args: Args) -> Path | None:
         if meta_episodic_returns:
             meta_return = float(np.mean(meta_episodic_returns))
             writer.add_scalar("charts/meta_episodic_return", meta_return, global_step)
+        writer.add_scalar("charts/blow_ups", envs.blow_ups, global_step)
         writer.add_scalar("charts/learning_rate", optimizer.param_groups[0]["lr"], global_step)
         writer.add_scalar("charts/SPS", int(global_step / (time.time() - started)), global_step)
         bar.set_postfix_str(f"return {meta_return:.2f}", refresh=False)
@@ -1139,13 +1362,20 @@ def main(args: Args) -> Path | None:
             eval_history.append((global_step, summary["meta_episodic_return"]["mean"]))
             bar.write(f"{global_step:,} frames: {format_evaluation(summary)}")
 
+        # --- Checkpoint
+        if args.checkpoint_interval and (last or signals or iteration % args.checkpoint_interval == 0):
+            checkpoint_now()
+        if signals and not last:
+            bar.close()
+            writer.close()
+            saved = f"go on with --resume {folder}" if args.checkpoint_interval else "there are no checkpoints"
+            print(f"\nstopped by {signals[0].name} after iteration {iteration}: {saved}.", file=sys.stderr)
+            raise SystemExit(128 + signals[0])
+
     # --- Save
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     bar.close()
-    writer.close()
-    if args.save_model:
-        model = {"args": asdict(args), "agent": agent.state_dict()}
-        torch.save(model, folder / "model.pt")
-        print(f"evaluate it: python {Path(__file__).name} --env {args.env} --evaluate {folder / 'model.pt'}")
     wall_time = time.time() - started
     result = {
         "env": args.env,
@@ -1157,14 +1387,31 @@ def main(args: Args) -> Path | None:
         "wall_time": wall_time,  # seconds
         "SPS": global_step / wall_time,
         "parameters": counts,
+        "blow_ups": envs.blow_ups,
         "evaluation": summary,
         "eval_history": eval_history,  # (frames, mean return of the meta-episode)
         "args": asdict(args),
         "versions": {module.__name__: module.__version__ for module in (torch, mujoco, gym)},
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=2))
+    try:
+        writer.close()
+        if args.save_model:
+            with replacing(folder / "model.pt") as file:
+                torch.save({"args": asdict(args), "agent": agent.state_dict()}, file)
+            print(f"evaluate it: python {Path(__file__).name} --env {args.env} --evaluate {folder / 'model.pt'}")
+        with replacing(folder / "result.json") as file:  # the last one: it says that the run is finished
+            file.write(json.dumps(result, indent=2).encode())
+    except (OSError, RuntimeError) as error:  # as above
+        stop(f"model.pt or result.json could not be written ({error.__context__ or error})", iteration, writer)
     return folder
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    threading.excepthook = lambda failure: None  # TensorBoard's thread hands a full disk on to main
+    try:
+        main(parse_args())
+    except KeyboardInterrupt:  # before the first iteration
+        raise SystemExit(130) from None
+    except OSError as error:  # a full disk, a folder that went away
+        print(f"\nerror: {error}: the run was stopped; mend that and go on with --resume.", file=sys.stderr)
+        raise SystemExit(1) from None

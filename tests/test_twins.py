@@ -12,6 +12,8 @@ EXCEPTIONS = {
     "Encoder",  # a posterior, or an embedding trained by PPO
     "Agent",  # with the VAE and a one-hot mode, or with the encoder alone
     "seeds_of",  # the replay buffer has a seed
+    "capture",  # and a state
+    "restore",
     "main",  # the algorithms
 }
 
