@@ -1171,6 +1171,7 @@ def main(args: Args) -> Path | None:
         print(f"note: RL2's task embedding is not normalised, as --init {args.init} assumes.")
     if num_iterations == 1 or num_iterations * batch_size < args.learning_starts:
         print("note: nothing is learned in so few frames, see --learning-starts.")
+
     # Storage of one rollout
     obs = torch.zeros(args.num_steps, args.num_envs, envs.obs_dim, device=device)  # [T, N, D]
     final_obs = torch.zeros_like(obs)  # what each action led to

@@ -1467,6 +1467,7 @@ def main(args: Args) -> Path | None:
     )
     if num_iterations == 1 or num_iterations * batch_size < args.learning_starts:
         print("note: nothing is learned in so few frames, see --learning-starts.")
+
     # Storage of one rollout
     obs = torch.zeros(args.num_steps, args.num_envs, envs.obs_dim, device=device)  # [T, N, D]
     embeddings = torch.zeros(args.num_steps, args.num_envs, len(agent.latent_norm.mean), device=device)  # [T, N, 2L]

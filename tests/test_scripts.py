@@ -510,7 +510,7 @@ def test_readme_gives_the_results_that_are_kept():
         wanted = {"varibad_hyper": varibad_hyper, "rl2_hyper": rl2_hyper}[script].parse_args(flags.split())
         of_row = {}
         for result in results:
-            names = ("env", "arch", "init", "embedding", "hyper_bias")
+            names = ("env", "arch", "init", "embedding", "hyper_bias", "vae_updates")
             kept = choices(result["args"], names)
             if result["script"] == script and kept == choices(vars(wanted), names):
                 of_row[result["seed"]] = result["evaluation"]["meta_episodic_return"]["mean"]
