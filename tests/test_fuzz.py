@@ -66,6 +66,7 @@ def plausible(script):
     return st.lists(st.one_of(strategies), max_size=6).map(lambda parts: sum(parts, []))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [varibad_hyper, rl2_hyper], ids=lambda script: script.__name__)
 @pytest.mark.parametrize("lines", [command_lines, plausible], ids=lambda lines: lines.__name__)
 def test_random_command_lines_are_accepted_or_refused(script, lines, capsys):

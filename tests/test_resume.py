@@ -167,6 +167,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script, flags", CASES, ids=lambda value: getattr(value, "__name__", value or "Grid-World"))
 def test_resumed_run_is_the_uninterrupted_one(script, flags, tmp_path):
     flags = flags.split()
@@ -182,6 +183,7 @@ def test_resumed_run_is_the_uninterrupted_one(script, flags, tmp_path):
     check_same(folder, expected)
 
 
+@pytest.mark.slow
 @both_scripts
 def test_more_frames_continue_a_finished_run(script, tmp_path):
     """As one that was longer from the start, but for the evaluation at the end of the first part."""
@@ -261,6 +263,7 @@ def kill_in_write(patch, script, nth, where, fraction=0.5):
     patch.setattr(script.os, "replace", deadly_replace)
 
 
+@pytest.mark.slow
 @both_scripts
 def test_thirty_kills_change_nothing(script, tmp_path):
     """A chain of runs, each killed and each resumed where the last one stood: never started again."""
@@ -302,6 +305,7 @@ def test_thirty_kills_change_nothing(script, tmp_path):
     check_same(folder, expected)
 
 
+@pytest.mark.slow
 @both_scripts
 def test_killed_around_every_file(script, tmp_path):
     """Before and after each file of a run, the last ones too: it can be resumed, or is finished and complete."""
@@ -335,6 +339,7 @@ def test_killed_around_every_file(script, tmp_path):
 # Stopped by a signal
 
 
+@pytest.mark.slow
 @both_scripts
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_signal_leaves_a_checkpoint_and_a_sentence(script, number, tmp_path):
@@ -384,6 +389,7 @@ def run_script(script, prelude, *flags):
     return result.returncode, result.stderr
 
 
+@pytest.mark.slow
 @both_scripts
 def test_checkpoint_that_does_not_fit(script, tmp_path):
     """A limit on the size of files, which is like a full disk to the checkpoint."""
@@ -417,6 +423,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", disk], check=True)
 
 
+@pytest.mark.slow
 @both_scripts
 def test_disk_that_runs_full(script, tmp_path, small_disk):
     """Every write fails, TensorBoard's also; with room again the run goes on to the same end."""
@@ -446,6 +453,7 @@ os.replace = replace_and_fill
     check_same(folder, expected)
 
 
+@pytest.mark.slow
 @both_scripts
 @pytest.mark.parametrize("name", ["model.pt", "result.json"])
 def test_disk_that_is_full_at_the_end(script, name, tmp_path):
@@ -468,6 +476,7 @@ os.fsync = full
     check_same(folder, expected)
 
 
+@pytest.mark.slow
 @both_scripts
 def test_model_that_does_not_fit(script, tmp_path):
     """torch reports a full disk in its own way."""

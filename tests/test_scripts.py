@@ -419,6 +419,7 @@ def load(folder):
     return varibad_hyper.load_model(str(folder / "model.pt"), "Grid-World")
 
 
+@pytest.mark.slow
 def test_probe_learns_and_remembers(probe):
     evaluation = json.loads((probe / "result.json").read_text())["evaluation"]
     oracle = np.mean([known_goal_return((x, y)) for x in range(3) for y in range(3) if x or y])
@@ -430,6 +431,7 @@ def test_probe_learns_and_remembers(probe):
     assert evaluation["meta_episodic_return"]["mean"] >= 20
 
 
+@pytest.mark.slow
 def test_probe_needs_its_task_embedding(probe, monkeypatch):
     """With the embeddings of other tasks, or an encoder that learns nothing from data, the return falls."""
     agent, args = load(probe)
@@ -443,6 +445,7 @@ def test_probe_needs_its_task_embedding(probe, monkeypatch):
     assert max(shuffled, frozen) < 0.6 * intact
 
 
+@pytest.mark.slow
 def test_saved_model_gives_the_returns_of_the_end_of_training(probe):
     evaluation = json.loads((probe / "result.json").read_text())["evaluation"]
     agent, args = load(probe)
@@ -454,14 +457,17 @@ def test_saved_model_gives_the_returns_of_the_end_of_training(probe):
     assert result.stdout.startswith(f"meta-episode return {evaluation['meta_episodic_return']['mean']:.2f} ")
 
 
+@pytest.mark.slow
 def test_model_of_another_environment_is_refused(probe, capsys):
     refused(varibad_hyper, capsys, ["--env", "Walker", "--evaluate", str(probe / "model.pt")], "add --env Grid-World")
 
 
+@pytest.mark.slow
 def test_model_of_another_script_is_refused(probe, capsys):
     refused(rl2_hyper, capsys, ["--evaluate", str(probe / "model.pt")], "is not a model of rl2_hyper.py")
 
 
+@pytest.mark.slow
 def test_damaged_model_is_refused(probe, tmp_path, capsys):
     damaged = tmp_path / "model.pt"
     damaged.write_bytes((probe / "model.pt").read_bytes()[:10_000])
@@ -481,6 +487,7 @@ def test_saved_rl2_gives_the_returns_of_the_end_of_training(tmp_path, env):
 # README
 
 
+@pytest.mark.slow
 def test_readme_lists_the_tags(probe, tmp_path):
     """Every tag that is logged, and no other."""
     readme = (ROOT / "README.md").read_text()
