@@ -234,16 +234,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Args:
 
 def check_args(args: Args) -> None:
     """Refuses values that cannot work, with one sentence and exit status 2."""
-    may_be_zero = {
-        "seed",
-        "checkpoint_interval",
-        "eval_interval",
-        "learning_starts",
-        "gae_lambda",
-        "ent_coef",
-        "vf_coef",
-    }
-    may_be_zero |= {"state_features", "embedding_features", "action_embedding"}
+    may_be_zero = {"seed", "checkpoint_interval", "eval_interval", "learning_starts", "gae_lambda", "ent_coef"}
+    may_be_zero |= {"vf_coef", "state_features", "embedding_features", "action_embedding"}
     for name, value in asdict(args).items():
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, bool) or not isinstance(number, int | float):
