@@ -32,7 +32,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, NamedTuple, NoReturn
+from typing import IO, Annotated, Any, Literal, NamedTuple, NoReturn, get_args
 
 import gymnasium as gym
 import mujoco
@@ -90,7 +90,7 @@ class Args:
     embedding: Literal["posterior", "one-hot"] = "posterior"
     """what the policy knows of the task: VariBAD's posterior, or its number, one-hot (multi-task RL, an upper bound)"""
     hyper_bias: bool = True
-    """whether the hypernetwork's head has a bias; without it a linear one has separate policies for one-hot tasks"""
+    """whether the hypernetwork's head has a bias; without it every weight follows from the embedding alone"""
     seed: int = 1
     """of everything random; the same seed gives the same run on the CPU, bit for bit"""
     total_timesteps: WholeNumber = 4_000_000
@@ -102,7 +102,7 @@ class Args:
     save_model: bool = False
     """whether to save the agent, its normalisers and these arguments to model.pt in the run's folder"""
     evaluate: str | None = None
-    """a model.pt to evaluate instead of training; every other value but --env comes from the file"""
+    """a model.pt to evaluate instead of training; values of the task and the agent come from the file"""
     resume: str | None = None
     """a run's folder: go on from its last checkpoint; of the other flags only --total-timesteps may be raised"""
     checkpoint_interval: int = 1000
@@ -229,6 +229,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "Cheetah-Dir": MUJOCO | {"num_steps": 400},
     "Walker": MUJOCO
     | {
+        "checkpoint_interval": 200,
         "episodes_per_task": 2,
         "clip_coef": 0.05,
         "num_minibatches": 2,
@@ -293,12 +294,15 @@ def check_args(args: Args) -> None:
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
             flag = f"--{name.replace('_', '-')}"
-            if not 0 <= number < math.inf or (number == 0 and name not in may_be_zero):
-                fail(f"{flag} is {number}: it must be {'0 or more' if name in may_be_zero else 'more than 0'}.")
+            if not 0 <= number < 3e38 or (number == 0 and name not in may_be_zero):  # float32 ends there
+                least = "0 or more" if name in may_be_zero else "more than 0"
+                fail(f"{flag} is {number}: it must be {least}, and below 3e38.")
             if name in ("gamma", "gae_lambda") and number > 1:
                 fail(f"{flag} is {number}: it must be at most 1.")
     if not args.base_layers or not args.decoder_layers:
         fail("--base-layers and --decoder-layers need at least one layer each, for example --base-layers 32 32.")
+    if args.torch_threads > 1024:
+        fail(f"--torch-threads {args.torch_threads}: it must be at most 1024.")
     if args.grid_size > 100:
         fail(f"--grid-size {args.grid_size}: every cell is a task, so it must be at most 100.")
     try:
@@ -1083,7 +1087,7 @@ class Agent(nn.Module):
         return belief if self.vae is None else self.vae.encoder.posterior(belief)
 
     def action_vector(self, action: Tensor) -> Tensor:
-        """Actions as encoder and decoders see them: one-hot or raw, float [B, A]."""
+        """Actions as the encoder sees them: one-hot or raw, float [..., A]."""
         return F.one_hot(action, self.action_dim).float() if self.discrete else action
 
     def update_belief(self, belief: Tensor, action: Tensor, next_obs: Tensor, reward: Tensor) -> Tensor:
@@ -1202,7 +1206,7 @@ def evaluate(agent: Agent, envs: MetaEpisodes, seed: int) -> np.ndarray:
     """Returns of each episode of one meta-episode per environment under the greedy policy, [N, episodes_per_task].
 
     The tasks and the initial states are those of `seed`; on Grid-World every goal once, where policy and environment
-    are deterministic, so that the mean is the exact expectation, and on Cheetah-Dir both directions equally often.
+    are deterministic, so that the mean is the exact expectation, and on Cheetah-Dir the directions take turns.
     Nothing of the training is touched.
     """
     device = agent.obs_norm.mean.device
@@ -1332,7 +1336,7 @@ def restore(
     buffer.set_state(checkpoint["buffer"])
     torch.set_rng_state(checkpoint["rng"])
     if checkpoint["cuda_rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"][: torch.cuda.device_count()])
 
 
 @contextmanager
@@ -1362,8 +1366,11 @@ def load_checkpoint(folder: str) -> dict[str, Any]:
         for name, default in asdict(Args()).items():
             if default is not None and type(args[name]) is not type(default):
                 raise TypeError(name)
-        if args["env"] not in PRESETS:
-            raise ValueError(args["env"])
+            if isinstance(default, tuple) and not all(type(units) is int for units in args[name]):
+                raise TypeError(name)
+            choices = get_args(Args.__annotations__[name])
+            if isinstance(default, str) and choices and args[name] not in choices:
+                raise ValueError(name)
         return checkpoint
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         fail(f"cannot read {path}: {error.strerror}.")
@@ -1419,34 +1426,34 @@ def main(args: Args) -> Path | None:
 
     # --- Set-up
     started = time.time()
+    signals = watch_signals()
     checkpoint = load_checkpoint(args.resume) if args.resume is not None else None
-    run_name = f"{args.env}__{Path(__file__).stem}__{args.arch}-{init_label(args)}__{args.seed}__{int(started)}"
-    folder = Path(args.runs_dir) / run_name
-    try:
-        if checkpoint is not None:
-            folder = Path(args.resume)
-        else:
-            folder = make_folder(folder)
-    except OSError as error:
-        fail(f"cannot make the run's folder {folder} ({error.strerror}): choose another --runs-dir.")
-    print(f"run folder: {folder}")
-
     seeds = seeds_of(args)
     torch.manual_seed(seeds["torch"])
     torch.backends.cudnn.deterministic = args.torch_deterministic
 
-    envs = make_envs(args, args.num_envs)
-    eval_envs = make_eval_envs(args)
-    agent = Agent(envs, args).to(device)
+    try:
+        envs = make_envs(args, args.num_envs)
+        eval_envs = make_eval_envs(args)
+        agent = Agent(envs, args).to(device)
+    except (MemoryError, RuntimeError, TypeError, ValueError) as error:  # what torch says of too large a size
+        fail(f"environments and networks of these sizes cannot be made ({type(error).__name__}): lower them.")
     optimizer = torch.optim.Adam(agent.policy.parameters(), lr=args.learning_rate, eps=args.adam_eps)
     optimizers = [optimizer]
     if agent.vae is not None:
         vae_optimizer = torch.optim.Adam(agent.vae.parameters(), lr=args.vae_learning_rate, eps=args.adam_eps)
         optimizers.append(vae_optimizer)
     try:
-        buffer = MetaEpisodeBuffer(args.vae_buffer, envs, device, seeds["buffer"])
-    except MemoryError:
+        buffer = MetaEpisodeBuffer(args.vae_buffer if agent.vae is not None else 1, envs, device, seeds["buffer"])
+    except (MemoryError, ValueError):
         fail(f"--vae-buffer {args.vae_buffer} meta-episodes do not fit into memory: lower it.")
+
+    run_name = f"{args.env}__{Path(__file__).stem}__{args.arch}-{init_label(args)}__{args.seed}__{int(started)}"
+    try:
+        folder = Path(args.resume) if checkpoint is not None else make_folder(Path(args.runs_dir) / run_name)
+    except OSError as error:
+        fail(f"cannot make a folder for the run in {args.runs_dir} ({error.strerror}): choose another --runs-dir.")
+    print(f"run folder: {folder}")
 
     batch_size = args.num_envs * args.num_steps
     num_iterations = args.total_timesteps // batch_size
@@ -1498,8 +1505,9 @@ def main(args: Args) -> Path | None:
     (folder / "result.json").unlink(missing_ok=True)  # only a run that is finished has one
     purge_step = global_step + 1 if checkpoint is not None else None  # points after the checkpoint are written again
     writer = SummaryWriter(str(folder), purge_step=purge_step)
-    rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
-    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
+    if checkpoint is None:
+        rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
+        writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
     bar = tqdm(total=num_iterations * batch_size, initial=global_step, unit="frames", unit_scale=True, mininterval=1)
 
     def checkpoint_now() -> None:
@@ -1524,7 +1532,6 @@ def main(args: Args) -> Path | None:
 
     if checkpoint is None and args.checkpoint_interval:
         checkpoint_now()  # from here on the run can be resumed
-    signals = watch_signals()
 
     while iteration < num_iterations:
         iteration += 1
@@ -1635,7 +1642,7 @@ def main(args: Args) -> Path | None:
         agent.reward_norm.update(discounted_returns.flatten()[:, None])
         with torch.no_grad():
             outputs = agent.outputs(next_obs, agent.embedding(belief))
-        if not all(tensor.isfinite().all() for tensor in (*outputs, *agent.parameters())):
+        if not all(tensor.isfinite().all() for tensor in (*outputs, *agent.state_dict().values())):
             stop("the agent is no longer finite after the update", iteration, writer)
 
         # --- Log
@@ -1690,6 +1697,7 @@ def main(args: Args) -> Path | None:
         "SPS": global_step / wall_time,
         "parameters": counts,
         "blow_ups": envs.blow_ups,
+        "eval_blow_ups": eval_envs.blow_ups,
         "evaluation": summary,
         "eval_history": eval_history,  # (frames, mean return of the meta-episode)
         "args": asdict(args),
@@ -1712,7 +1720,8 @@ if __name__ == "__main__":
     threading.excepthook = lambda failure: None  # TensorBoard's thread hands a full disk on to main
     try:
         main(parse_args())
-    except KeyboardInterrupt:  # before the first iteration
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C before the run began.", file=sys.stderr)
         raise SystemExit(130) from None
     except OSError as error:  # a full disk, a folder that went away
         print(f"\nerror: {error}: the run was stopped; mend that and go on with --resume.", file=sys.stderr)

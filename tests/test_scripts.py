@@ -275,6 +275,9 @@ BAD_INPUT = {
     "gamma over one": (["--gamma", "1.5"], "at most 1"),
     "no threads": (["--torch-threads", "0"], "--torch-threads is 0"),
     "no threads to evaluate": (["--torch-threads", "0", "--evaluate", "missing.pt"], "--torch-threads is 0"),
+    "too many threads": (["--torch-threads", "3000000000"], "at most 1024"),
+    "beyond float32": (["--norm-clip", "1e39"], "--norm-clip is 1e+39"),
+    "too large a network": (["--latent-dim", "99999999999999999999"], "of these sizes"),
     "one evaluation task": (["--eval-tasks", "1"], "--eval-tasks 1"),
     "one frame": (["--num-envs", "1", "--num-steps", "1", "--num-minibatches", "1"], "single frame"),
     "empty layers": (["--base-layers"], "--base-layers"),
@@ -302,6 +305,7 @@ def test_bad_input_gets_one_sentence(script, capsys, flags, words):
         (["--decoder-layers"], "--decoder-layers"),
         (["--embedding", "one-hot", "--env", "Walker"], "finitely many tasks"),
         (["--vae-buffer", "1e12"], "--vae-buffer 1000000000000"),
+        (["--vae-buffer", "1e18"], "--vae-buffer 1000000000000000000"),
     ],
 )
 def test_bad_input_of_varibad_gets_one_sentence(capsys, flags, words):

@@ -8,6 +8,8 @@ ROOT = Path(__file__).parent.parent
 # Definitions of the same name that are meant to differ, and why.
 EXCEPTIONS = {
     "Args",  # a VAE here, none there
+    "MUJOCO",  # presets
+    "PRESETS",
     "check_args",  # what divides into minibatches, and the VAE's flags
     "Encoder",  # a posterior, or an embedding trained by PPO
     "Agent",  # with the VAE and a one-hot mode, or with the encoder alone
@@ -19,8 +21,14 @@ EXCEPTIONS = {
 
 
 def definitions(script):
+    """Functions, classes and constants of a script."""
     tree = ast.parse((ROOT / script).read_text())
-    return {node.name: ast.dump(node) for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    found = {node.name: ast.dump(node) for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            found[target.id] = ast.dump(node)
+    return found
 
 
 def test_shared_definitions_are_equal():
