@@ -22,6 +22,7 @@ import copy
 import itertools
 import json
 import math
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -30,7 +31,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NamedTuple, NoReturn, get_args
 
@@ -79,7 +81,7 @@ WholeNumber = Annotated[
 @dataclass
 class Args:
     # The defaults are Grid-World's; PRESETS below holds what differs elsewhere.
-    env: Literal["Grid-World", "Cheetah-Dir", "Walker", "Ant-Dir", "Humanoid"] = "Grid-World"
+    env: Literal["Grid-World", "Cheetah-Dir", "Walker", "Ant-Dir", "Humanoid", "Pick-Place", "ML10"] = "Grid-World"
     """the family of tasks; every one has its own preset for the values below"""
     arch: Literal["hyper", "standard", "film"] = "hyper"
     """how the task embedding enters the policy: generates its weights, is an input, or scales and shifts its layers"""
@@ -110,7 +112,7 @@ class Args:
     eval_interval: int = 50
     """iterations between evaluations (0: only at the end)"""
     eval_tasks: int = 32
-    """tasks per evaluation; Grid-World always evaluates every goal once"""
+    """tasks per evaluation (Meta-World: of training and of test tasks each); Grid-World evaluates every goal once"""
     cuda: bool = True
     """whether to use a GPU where there is one"""
     torch_deterministic: bool = True
@@ -127,6 +129,10 @@ class Args:
     """Grid-World's steps per episode"""
     grid_goals: Literal["all", "far"] = "all"
     """Grid-World's goals: every cell but the start (24), or only those that do not touch it (21, the authors' code)"""
+    end_on_success: bool = False
+    """whether an episode of Meta-World ends when its task is fulfilled (which forgoes the rewards of staying so)"""
+    env_workers: int = 0
+    """worker processes of Meta-World at most (0: one per core, 1: none, all in this process); changes no result"""
 
     # PPO
     num_envs: int = 16
@@ -224,6 +230,25 @@ MUJOCO = {
     "vae_subsample": 50,
     "kl_weight": 1.0,
 }
+META_WORLD_PRESET = MUJOCO | {
+    "total_timesteps": 50_000_000,
+    "checkpoint_interval": 400,
+    "eval_interval": 400,
+    "eval_tasks": 50,
+    "episodes_per_task": 2,
+    "num_envs": 8,
+    "num_steps": 600,
+    "learning_rate": 3e-4,
+    "num_minibatches": 8,
+    "ent_coef": 0.001,
+    "reward_clip": 1e5,
+    "state_features": 256,
+    "base_layers": (256, 128),
+    "gru_hidden": 256,
+    "decoder_layers": (128, 64, 32),
+    "vae_updates": 3,
+    "kl_weight": 10.0,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "Grid-World": {},
     "Cheetah-Dir": MUJOCO | {"num_steps": 400},
@@ -253,6 +278,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "latent_dim": 10,
         "vae_updates": 10,
         "vae_subsample": 100,
+    },
+    "Pick-Place": META_WORLD_PRESET,
+    "ML10": META_WORLD_PRESET
+    | {
+        "total_timesteps": 100_000_000,
+        "eval_interval": 2000,
+        "eval_tasks": 250,
+        "embedding_features": 25,
+        "decode_state": True,
     },
 }
 
@@ -288,6 +322,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Args:
 def check_args(args: Args) -> None:
     """Refuses values that cannot work, with one sentence and exit status 2."""
     may_be_zero = {"seed", "checkpoint_interval", "eval_interval", "learning_starts", "gae_lambda", "ent_coef"}
+    may_be_zero |= {"env_workers"}
     may_be_zero |= {"vf_coef", "state_features", "embedding_features", "action_embedding", "vae_subsample", "kl_weight"}
     for name, value in asdict(args).items():
         for number in value if isinstance(value, tuple) else (value,):
@@ -342,6 +377,12 @@ def check_args(args: Args) -> None:
         fail(f"--embedding one-hot needs finitely many tasks, which {args.env} has not: use Grid-World or Cheetah-Dir.")
     if not (args.decode_reward or args.decode_state):
         fail("the VAE has nothing to predict: leave --decode-reward or --decode-state on.")
+
+
+def seeds_of(args: Args) -> dict[str, int]:
+    """Independent seeds for everything random, so that neighbouring values of --seed share nothing."""
+    names = ("torch", "train_envs", "eval_envs", "buffer", "benchmark")
+    return dict(zip(names, map(int, np.random.SeedSequence(args.seed).generate_state(len(names))), strict=True))
 
 
 def init_label(args: Args) -> str:
@@ -624,6 +665,189 @@ class Humanoid(MujocoVectorEnv):
 MUJOCO_ENVS = {"Cheetah-Dir": CheetahDir, "Walker": Walker, "Ant-Dir": AntDir, "Humanoid": Humanoid}
 
 
+# Meta-World's benchmarks: how each is made from a seed
+META_WORLD = {
+    "Pick-Place": lambda metaworld, seed: metaworld.ML1("pick-place-v3", seed=seed),  # 50 training, 50 test goals
+    "ML10": lambda metaworld, seed: metaworld.ML10(seed=seed),  # 10 training, 5 test classes of 50 goals each
+}
+
+
+@cache
+def make_benchmark(env: str, seed: int) -> Any:
+    """The metaworld.Benchmark with its training and test tasks; made once (ML10 takes seconds), imported if needed."""
+    import metaworld
+
+    return META_WORLD[env](metaworld, seed)
+
+
+class MetaWorldGroup(gym.Env):
+    """Some of Meta-World's environments, stepped in turn as one: what one process holds.
+
+    Observations [n, 39] with the goal zeroed, actions [n, 4], clipped to [-1, 1] as the gripper's motors do, rewards
+    [n]; info["success"] [n] is of this step alone. Nothing is random once a task is set: a reset forgets all before it.
+    """
+
+    def __init__(self, benchmark: Any, tasks: list[Any], rows: slice):
+        if multiprocessing.parent_process() is not None:  # a worker, which Ctrl-C must leave to the run that it serves
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        mujoco.set_mju_user_warning(lambda message: None)  # unstable physics is counted below, not written to a file
+        self.classes = {**benchmark.train_classes, **benchmark.test_classes}
+        self.tasks, self.rows, size = tasks, rows, rows.stop - rows.start
+        self.robots: list[dict[str, Any]] = [{} for _ in range(size)]  # by class; some 20 MB each, built when needed
+        self.running: list[Any] = [None] * size  # the one of them whose task is running
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size, 39), np.float32)
+        self.action_space = gym.spaces.Box(-1, 1, (size, 4), np.float32)
+        self.obs = np.zeros((size, 39), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """Starts an episode wherever options["tasks"] [N] gives the number of a task, and not where it gives -1."""
+        for i, number in enumerate(options["tasks"][self.rows]):
+            if number < 0:
+                continue
+            task = self.tasks[number]
+            if task.env_name not in self.robots[i]:
+                robot = self.classes[task.env_name]()
+                robot.touching_object = lambda geom: False  # half of pick-place's step, for info["grasp_success"] only
+                self.robots[i][task.env_name] = robot
+            self.running[i] = self.robots[i][task.env_name]
+            self.running[i].set_task(task)
+            self.obs[i] = self.running[i].reset()[0]
+        return self.obs.copy(), {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool, bool, dict]:
+        rewards, success = np.zeros(len(actions)), np.zeros(len(actions), bool)
+        for i, (robot, action) in enumerate(zip(self.running, np.clip(actions, -1, 1), strict=True)):
+            self.obs[i], rewards[i], _, _, info = robot.step(action)
+            success[i] = info["success"]
+            if robot.data.warning.number[UNSTABLE].any():  # MuJoCo has put the robot back to the start by itself
+                self.obs[i] = np.nan
+        return self.obs.copy(), rewards, False, False, {"success": success}
+
+
+class MetaWorldVectorEnv(gym.vector.VectorEnv):
+    """N of Meta-World's environments, in equal groups, one per worker process; 500 steps per episode.
+
+    A task is its number: the training tasks come first, then the test tasks, the classes taking turns in both. New
+    tasks are drawn from the training tasks alone: a class, none twice before each was drawn once, then one of its
+    goals. `success` [N] says where the last step fulfilled the task, which may be undone again.
+    NOTE: Meta-World's steps are mostly Python, so that processes help; its own `gym.make_vec` trains on the test tasks.
+    """
+
+    metadata = {"render_modes": [], "autoreset_mode": gym.vector.AutoresetMode.DISABLED}
+    horizon = 500  # steps per episode
+
+    def __init__(self, benchmark: Any, num_envs: int, max_workers: int, end_on_success: bool):
+        tasks: list[Any] = []
+        for classes, class_tasks in (
+            (benchmark.train_classes, benchmark.train_tasks),
+            (benchmark.test_classes, benchmark.test_tasks),
+        ):
+            goals = len(class_tasks) // len(classes)  # of each class, in succession
+            tasks += [class_tasks[k * goals + goal] for goal in range(goals) for k in range(len(classes))]
+        self.class_names = [task.env_name for task in tasks]  # of every task
+        self.num_classes = len(benchmark.train_classes)
+        self.num_train = len(benchmark.train_tasks)
+        self.train_tasks = np.arange(self.num_train)[:, None]  # [num_train, 1]
+        self.test_tasks = np.arange(self.num_train, len(tasks))[:, None]
+
+        self.num_envs, self.end_on_success = num_envs, end_on_success
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
+        max_workers = max_workers or cores or 1
+        workers = max(count for count in range(1, max_workers + 1) if num_envs % count == 0)
+        size = num_envs // workers
+        groups = [
+            partial(MetaWorldGroup, benchmark, tasks, slice(start, start + size)) for start in range(0, num_envs, size)
+        ]
+        disabled = gym.vector.AutoresetMode.DISABLED
+        self.groups = groups[0]() if workers == 1 else gym.vector.AsyncVectorEnv(groups, autoreset_mode=disabled)
+        self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (39,), np.float32)
+        self.single_action_space = gym.spaces.Box(-1, 1, (4,), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+        self.rngs = [np.random.default_rng() for _ in range(num_envs)]  # each draws its own tasks
+        self.classes_left: list[list[int]] = [[] for _ in range(num_envs)]  # not drawn since each was
+        self.tasks = np.zeros((num_envs, 1), int)
+        self.elapsed = np.zeros(num_envs, int)
+        self.actions = np.zeros((num_envs, self.horizon, 4), np.float32)  # of the running episodes, for get_state
+        self.success = np.zeros(num_envs, bool)
+
+    def sample_task(self, i: int) -> int:
+        """Draws a training task for environment i."""
+        if not self.classes_left[i]:
+            self.classes_left[i] = self.rngs[i].permutation(self.num_classes).tolist()
+        goal = self.rngs[i].integers(self.num_train // self.num_classes)
+        return goal * self.num_classes + self.classes_left[i].pop()
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Calls `reset` or `step` of all groups. Raises ChildProcessError where a worker has died or failed."""
+        try:
+            return getattr(self.groups, method)(*args, **kwargs)
+        except Exception as error:
+            if isinstance(self.groups, MetaWorldGroup):
+                raise
+            processes = self.groups.processes
+            dead = multiprocessing.connection.wait([process.sentinel for process in processes], timeout=5)
+            ends = [
+                f"{process.name} (process {process.pid}) ended with status {process.exitcode}"
+                for process in processes
+                if process.sentinel in dead
+            ]
+            for process in processes:
+                process.terminate()
+            self.groups.closed = True  # nothing is left to be closed
+            raise ChildProcessError("; ".join(ends) or f"a worker failed ({type(error).__name__}: {error})") from error
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        options = options or {}
+        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs)), bool)  # [N]
+        for i in np.flatnonzero(mask):
+            if seed is not None:
+                self.rngs[i], self.classes_left[i] = np.random.default_rng(seed + i), []
+            self.tasks[i] = options["tasks"][i] if "tasks" in options else self.sample_task(i)
+        self.elapsed[mask] = 0
+        obs, info = self.call("reset", options={"tasks": np.where(mask, self.tasks[:, 0], -1)})
+        return obs.reshape(self.num_envs, -1), info
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
+        self.actions[np.arange(self.num_envs), self.elapsed] = actions
+        self.elapsed += 1
+        obs, rewards, _, _, info = self.call("step", actions.reshape(self.groups.action_space.shape))
+        self.success = info["success"].reshape(self.num_envs)
+        terminated = self.success & self.end_on_success
+        return obs.reshape(self.num_envs, -1), rewards.reshape(-1), terminated, self.elapsed >= self.horizon, {}
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self.groups.close(**kwargs)
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that the future depends on. An episode follows from its task and the actions so far."""
+        return {
+            "tasks": torch.from_numpy(self.tasks.copy()),
+            "elapsed": self.elapsed.tolist(),
+            "rngs": [rng.bit_generator.state for rng in self.rngs],
+            "classes_left": self.classes_left,
+            "actions": torch.from_numpy(self.actions[:, : self.elapsed.max()].copy()),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on where `get_state` stood: the running episodes are played again, which takes seconds."""
+        self.tasks, self.elapsed = state["tasks"].numpy().copy(), np.array(state["elapsed"])
+        self.classes_left = state["classes_left"]
+        for rng, generator_state in zip(self.rngs, state["rngs"], strict=True):
+            rng.bit_generator.state = generator_state
+        longest = self.elapsed.max()
+        self.actions[:, :longest] = state["actions"].numpy()
+        self.call("reset", options={"tasks": self.tasks[:, 0]})
+        for left in range(longest, -1, -1):  # steps until now
+            if (begins := self.elapsed == left).any():
+                self.call("reset", options={"tasks": np.where(begins, self.tasks[:, 0], -1)})
+            if left:  # an environment that has not begun its episode takes any action
+                actions = self.actions[np.arange(self.num_envs), np.maximum(self.elapsed - left, 0)]
+                self.call("step", actions.reshape(self.groups.action_space.shape))
+
+
 class MetaEpisodes:
     """Meta-episodes over a VectorEnv: `episodes_per_task` episodes on one task, then a new task.
 
@@ -637,6 +861,8 @@ class MetaEpisodes:
         self.max_steps = episodes_per_task * envs.horizon  # of a meta-episode
         self.episode = np.zeros(envs.num_envs, int)  # index of the running episode, [N]
         self.blow_ups = 0  # episodes that ended because observation or reward were not finite
+        self.has_success = hasattr(envs, "success")  # whether episodes succeed or fail
+        self.success = np.zeros(envs.num_envs, bool)  # where the last step fulfilled the task, [N]
         self.obs_dim = envs.single_observation_space.shape[0] + self.has_flag
         self.discrete = isinstance(envs.single_action_space, gym.spaces.Discrete)
         self.action_dim = int(envs.single_action_space.n) if self.discrete else envs.single_action_space.shape[0]
@@ -683,6 +909,8 @@ class MetaEpisodes:
             obs, rewards = np.where(finite[:, None], obs, self.obs), np.where(finite, rewards, 0.0)
             terminated = terminated | ~finite
             self.blow_ups += int((~finite).sum())
+        if self.has_success:
+            self.success = self.envs.success & finite
         episode_done = terminated | truncated
         self.episode += episode_done
         task_done = self.episode == self.episodes_per_task
@@ -703,6 +931,9 @@ def make_envs(args: Args, num_envs: int) -> MetaEpisodes:
     if args.env == "Grid-World":
         grid = {"size": args.grid_size, "horizon": args.grid_horizon, "goals": args.grid_goals}
         envs = gym.make_vec("GridWorld-v0", num_envs=num_envs, **grid)
+    elif args.env in META_WORLD:
+        benchmark = make_benchmark(args.env, seeds_of(args)["benchmark"])
+        envs = MetaWorldVectorEnv(benchmark, num_envs, args.env_workers, args.end_on_success)
     else:
         envs = MUJOCO_ENVS[args.env](num_envs)
     return MetaEpisodes(envs, args.episodes_per_task)
@@ -1195,48 +1426,82 @@ class MetaEpisodeBuffer:
 
 
 def make_eval_envs(args: Args) -> MetaEpisodes:
-    """One environment per evaluation task: --eval-tasks, or Grid-World's goals."""
+    """One environment per evaluation task: --eval-tasks, or Grid-World's goals; on Meta-World --num-envs in turn."""
     if args.env == "Grid-World":
         return make_envs(args, len(gridworld.goal_cells(args.grid_size, args.grid_goals)))
-    return make_envs(args, args.eval_tasks)
+    return make_envs(args, min(args.num_envs, args.eval_tasks) if args.env in META_WORLD else args.eval_tasks)
 
 
 @torch.no_grad()
-def evaluate(agent: Agent, envs: MetaEpisodes, seed: int) -> np.ndarray:
-    """Returns of each episode of one meta-episode per environment under the greedy policy, [N, episodes_per_task].
+def evaluate(
+    agent: Agent, envs: MetaEpisodes, seed: int, tasks: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns of each episode of one meta-episode per task under the greedy policy, [num_tasks, episodes_per_task].
 
-    The tasks and the initial states are those of `seed`; on Grid-World every goal once, where policy and environment
-    are deterministic, so that the mean is the exact expectation, and on Cheetah-Dir the directions take turns.
+    And, where episodes succeed or fail, which did in any step, 0 or 1, of the same shape. The initial states are those
+    of `seed`, and so are the tasks, one per environment, unless they are given or finitely many: then they take turns.
+    On Grid-World, every goal once, policy and environment are deterministic, so that the mean is the exact expectation.
     Nothing of the training is touched.
     """
     device = agent.obs_norm.mean.device
-    tasks = envs.all_tasks
-    if tasks is not None:
-        tasks = np.resize(tasks, (envs.num_envs, tasks.shape[1]))  # each in turn
-    obs = to_tensor(envs.reset(seed, tasks), device)  # [N, D]
-    belief = agent.initial_belief(envs)  # [N, H]
-    returns = np.zeros((envs.num_envs, envs.episodes_per_task))
-    finished = np.zeros(envs.num_envs, bool)
-    while not finished.all():
-        action = agent.get_greedy_action(obs, agent.embedding(belief))
-        episode = envs.episode.copy()
-        final_obs, reward, _, task_done, _, next_obs = envs.step(action.cpu().numpy())
-        returns[np.arange(envs.num_envs), episode] += np.where(finished, 0, reward)
-        finished |= task_done  # an environment that is done early goes on, unrecorded
-        belief = agent.update_belief(belief, action, to_tensor(final_obs, device), to_tensor(reward, device))
-        belief = torch.where(torch.from_numpy(task_done).to(device)[:, None], agent.initial_belief(envs), belief)
-        obs = to_tensor(next_obs, device)
-    return returns
+    if tasks is None and envs.all_tasks is not None:
+        tasks = np.resize(envs.all_tasks, (envs.num_envs, envs.all_tasks.shape[1]))
+    num_tasks = envs.num_envs if tasks is None else len(tasks)
+    returns, successes = np.zeros((2, num_tasks, envs.episodes_per_task))
+    for start in range(0, num_tasks, envs.num_envs):
+        rows = np.arange(start, min(start + envs.num_envs, num_tasks))  # the tasks of this round
+        round_tasks = None if tasks is None else np.resize(tasks[rows], (envs.num_envs, tasks.shape[1]))
+        obs = to_tensor(envs.reset(seed, round_tasks), device)  # [N, D]
+        belief = agent.initial_belief(envs)  # [N, H]
+        finished = np.arange(envs.num_envs) >= len(rows)
+        while not finished.all():
+            action = agent.get_greedy_action(obs, agent.embedding(belief))
+            recorded = np.flatnonzero(~finished)  # an environment that is done early goes on, unrecorded
+            episode = envs.episode[recorded]
+            final_obs, reward, _, task_done, _, next_obs = envs.step(action.cpu().numpy())
+            returns[start + recorded, episode] += reward[recorded]
+            successes[start + recorded, episode] += envs.success[recorded]
+            finished |= task_done
+            belief = agent.update_belief(belief, action, to_tensor(final_obs, device), to_tensor(reward, device))
+            belief = torch.where(torch.from_numpy(task_done).to(device)[:, None], agent.initial_belief(envs), belief)
+            obs = to_tensor(next_obs, device)
+    return returns, (successes > 0).astype(float) if envs.has_success else None
 
 
-def summarize(returns: np.ndarray) -> dict[str, dict[str, float]]:
-    """Mean, standard error and count of the meta-episode's return and of each episode's, from [N, episodes]."""
+def summarize(returns: np.ndarray, successes: np.ndarray | None = None) -> dict[str, dict[str, float]]:
+    """Mean, standard error and count of the meta-episode's return and of each episode's, from [num_tasks, episodes].
+
+    With successes (0 or 1) also of each episode's success in percent; that of the last episode on the test tasks is the
+    meta-test success percentage of the paper's Table 2. The standard error of a single task is 0.
+    """
     columns = {"meta_episodic_return": returns.sum(axis=1)}
     columns |= {f"episodic_return_ep{k + 1}": returns[:, k] for k in range(returns.shape[1])}
+    if successes is not None:
+        columns |= {f"success_ep{k + 1}": 100 * successes[:, k] for k in range(returns.shape[1])}
     return {
-        name: {"mean": float(x.mean()), "stderr": float(x.std(ddof=1) / len(x) ** 0.5), "count": len(x)}
+        name: {"mean": float(x.mean()), "stderr": float(x.std(ddof=int(len(x) > 1)) / len(x) ** 0.5), "count": len(x)}
         for name, x in columns.items()
     }
+
+
+def evaluate_groups(agent: Agent, envs: MetaEpisodes, args: Args) -> dict[str, dict[str, dict[str, float]]]:
+    """Summaries of evaluations: "eval", of tasks that may be trained on, and on Meta-World "test", of held-out ones.
+
+    Where these are of several classes, also of every class, for example "test/door-close-v3".
+    """
+    seed = seeds_of(args)["eval_envs"]
+    if args.env not in META_WORLD:
+        return {"eval": summarize(*evaluate(agent, envs, seed))}
+    summaries = {}
+    for group, tasks in {"eval": envs.envs.train_tasks, "test": envs.envs.test_tasks}.items():
+        tasks = tasks[: args.eval_tasks]
+        returns, successes = evaluate(agent, envs, seed, tasks)
+        summaries[group] = summarize(returns, successes)
+        classes = np.array([envs.envs.class_names[task] for task in tasks[:, 0]])
+        if args.env == "ML10":
+            for name in np.unique(classes):
+                summaries[f"{group}/{name}"] = summarize(returns[classes == name], successes[classes == name])
+    return summaries
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -1255,12 +1520,13 @@ def parameter_counts(agent: Agent) -> dict[str, int]:
     return counts
 
 
-def load_model(path: str, env: str) -> tuple[Agent, Args]:
-    """The agent and its Args from a file of --save-model; refuses another with one sentence and exit status 2."""
+def load_model(path: str, env: str) -> tuple[Agent, Args, MetaEpisodes]:
+    """Agent, Args and evaluation environments of a file of --save-model; refuses another with exit status 2."""
     try:
         model = torch.load(path, map_location="cpu", weights_only=True)
         args = Args(**model["args"])
-        agent = Agent(make_eval_envs(args), args)
+        envs = make_eval_envs(args)
+        agent = Agent(envs, args)
         agent.load_state_dict(model["agent"])
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         fail(f"cannot read {path}: {error.strerror}.")
@@ -1268,21 +1534,20 @@ def load_model(path: str, env: str) -> tuple[Agent, Args]:
         fail(f"{path} is not a model of {Path(__file__).name}: give the model.pt that --save-model wrote.")
     if args.env != env:
         fail(f"{path} holds an agent of {args.env}, not of {env}: add --env {args.env}.")
-    return agent, args
+    return agent, args, envs
 
 
-def seeds_of(args: Args) -> dict[str, int]:
-    """Independent seeds for everything random, so that neighbouring values of --seed share nothing."""
-    names = ("torch", "train_envs", "eval_envs", "buffer")
-    return dict(zip(names, map(int, np.random.SeedSequence(args.seed).generate_state(len(names))), strict=True))
-
-
-def format_evaluation(summary: dict[str, dict[str, float]]) -> str:
-    total, *episodes = summary.values()
-    text = f"meta-episode return {total['mean']:.2f} +- {total['stderr']:.2f} ({total['count']} tasks)"
-    if len(episodes) > 1:
-        text += ", by episode " + " ".join(f"{episode['mean']:.2f}" for episode in episodes)
-    return text
+def format_evaluations(evaluations: dict[str, dict[str, dict[str, float]]]) -> str:
+    texts = []
+    for group in [group for group in ("eval", "test") if group in evaluations]:
+        total = evaluations[group]["meta_episodic_return"]
+        text = f"meta-episode return {total['mean']:.2f} +- {total['stderr']:.2f} ({total['count']} tasks)"
+        for title, name in (("by episode", "episodic_return_ep"), ("success in %", "success_ep")):
+            episodes = [value["mean"] for key, value in evaluations[group].items() if key.startswith(name)]
+            if len(episodes) > 1 or (episodes and name == "success_ep"):
+                text += f", {title} " + " ".join(f"{mean:.2f}" for mean in episodes)
+        texts.append(text)
+    return "; test tasks: ".join(texts)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1419,9 +1684,8 @@ def main(args: Args) -> Path | None:
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(args.torch_threads)
     if args.evaluate is not None:
-        agent, args = load_model(args.evaluate, args.env)
-        returns = evaluate(agent.to(device), make_eval_envs(args), seeds_of(args)["eval_envs"])
-        print(format_evaluation(summarize(returns)))
+        agent, args, eval_envs = load_model(args.evaluate, args.env)
+        print(format_evaluations(evaluate_groups(agent.to(device), eval_envs, args)))
         return None
 
     # --- Set-up
@@ -1482,10 +1746,11 @@ def main(args: Args) -> Path | None:
     belief = agent.initial_belief(envs)  # [N, H]
     discounted_return = torch.zeros(args.num_envs, device=device)
     episode_returns = np.zeros((args.num_envs, args.episodes_per_task))  # of the running meta-episodes, by episode
+    episode_successes = np.zeros((args.num_envs, args.episodes_per_task))  # 1 where any step so far fulfilled the task
     eval_history: list[tuple[int, float]] = []
     meta_return = math.nan  # of the last iteration in which a meta-episode ended
     iteration = 0  # the last one that is complete
-    summary: dict[str, Any] = {}  # of the last evaluation
+    evaluations: dict[str, Any] = {}  # the last ones
     if checkpoint is not None:
         try:
             restore(checkpoint, agent, optimizers, envs, buffer)
@@ -1495,8 +1760,9 @@ def main(args: Args) -> Path | None:
             belief.copy_(checkpoint["belief"])
             discounted_return.copy_(checkpoint["discounted_return"])
             episode_returns[:] = checkpoint["episode_returns"].numpy()
+            episode_successes[:] = checkpoint["episode_successes"].numpy()
             eval_history = [(int(step), float(value)) for step, value in checkpoint["eval_history"]]
-            meta_return, summary = float(checkpoint["meta_return"]), dict(checkpoint["summary"])
+            meta_return, evaluations = float(checkpoint["meta_return"]), dict(checkpoint["evaluations"])
         except Exception as error:  # whatever a damaged file may raise
             what = " ".join(f"{type(error).__name__}: {error}".split())  # on one line
             fail(f"{folder / 'checkpoint.pt'} does not fit this script ({what}).")
@@ -1519,9 +1785,10 @@ def main(args: Args) -> Path | None:
             "belief": belief,
             "discounted_return": discounted_return,
             "episode_returns": torch.from_numpy(episode_returns),
+            "episode_successes": torch.from_numpy(episode_successes),
             "eval_history": eval_history,
             "meta_return": meta_return,
-            "summary": summary,
+            "evaluations": evaluations,
         }
         try:
             writer.flush()  # what precedes a checkpoint is not logged again
@@ -1536,6 +1803,7 @@ def main(args: Args) -> Path | None:
     while iteration < num_iterations:
         iteration += 1
         episodic_returns: list[list[float]] = [[] for _ in range(args.episodes_per_task)]
+        episodic_successes: list[list[float]] = [[] for _ in range(args.episodes_per_task)]
         meta_episodic_returns: list[float] = []
 
         # --- Rollout. META-RL: the encoder's memory goes on through episodes and is cleared only when the task changes.
@@ -1555,6 +1823,7 @@ def main(args: Args) -> Path | None:
                 episode = envs.episode.copy()  # [N]
                 final_obs, reward, episode_done, task_done, time_limit, reset_obs = envs.step(action.cpu().numpy())
                 episode_returns[np.arange(args.num_envs), episode] += reward
+                episode_successes[np.arange(args.num_envs), episode] += envs.success
                 final_obs, reward = to_tensor(final_obs, device), to_tensor(reward, device)
                 buffer.add(next_obs, agent.action_vector(action), reward[:, None], final_obs)
                 belief = agent.update_belief(belief, action, final_obs, reward)
@@ -1576,8 +1845,9 @@ def main(args: Args) -> Path | None:
                     discounted_return[new_task] = 0
                 for i in np.flatnonzero(episode_done):
                     episodic_returns[episode[i]].append(episode_returns[i, episode[i]])
+                    episodic_successes[episode[i]].append(100.0 * (episode_successes[i, episode[i]] > 0))
                 meta_episodic_returns += episode_returns[task_done].sum(axis=1).tolist()
-                episode_returns[task_done] = 0
+                episode_returns[task_done] = episode_successes[task_done] = 0
                 next_obs = to_tensor(reset_obs, device)
             next_value = agent.get_value(next_obs, agent.embedding(belief))  # [N]
 
@@ -1651,6 +1921,8 @@ def main(args: Args) -> Path | None:
         for k, episode_k in enumerate(episodic_returns):
             if episode_k:
                 writer.add_scalar(f"charts/episodic_return_ep{k + 1}", np.mean(episode_k), global_step)
+                if envs.has_success:
+                    writer.add_scalar(f"charts/success_ep{k + 1}", np.mean(episodic_successes[k]), global_step)
         if all_returns := [episode_return for episode_k in episodic_returns for episode_return in episode_k]:
             writer.add_scalar("charts/episodic_return", np.mean(all_returns), global_step)
         if meta_episodic_returns:
@@ -1665,11 +1937,12 @@ def main(args: Args) -> Path | None:
         # --- Evaluate
         last = iteration == num_iterations
         if last or (args.eval_interval and iteration % args.eval_interval == 0):
-            summary = summarize(evaluate(agent, eval_envs, seeds["eval_envs"]))
-            for name, value in summary.items():
-                writer.add_scalar(f"eval/{name}", value["mean"], global_step)
-            eval_history.append((global_step, summary["meta_episodic_return"]["mean"]))
-            bar.write(f"{global_step:,} frames: {format_evaluation(summary)}")
+            evaluations = evaluate_groups(agent, eval_envs, args)
+            for group, summary in evaluations.items():
+                for name, value in summary.items():
+                    writer.add_scalar(f"{group}/{name}", value["mean"], global_step)
+            eval_history.append((global_step, evaluations["eval"]["meta_episodic_return"]["mean"]))
+            bar.write(f"{global_step:,} frames: {format_evaluations(evaluations)}")
 
         # --- Checkpoint
         if args.checkpoint_interval and (last or signals or iteration % args.checkpoint_interval == 0):
@@ -1698,10 +1971,12 @@ def main(args: Args) -> Path | None:
         "parameters": counts,
         "blow_ups": envs.blow_ups,
         "eval_blow_ups": eval_envs.blow_ups,
-        "evaluation": summary,
+        "evaluation": evaluations["eval"],
+        "test_evaluation": evaluations.get("test"),  # on Meta-World
+        "class_evaluations": {group: summary for group, summary in evaluations.items() if "/" in group},
         "eval_history": eval_history,  # (frames, mean return of the meta-episode)
         "args": asdict(args),
-        "versions": {module.__name__: module.__version__ for module in (torch, mujoco, gym)},
+        "versions": {name: version(name) for name in ("torch", "mujoco", "gymnasium", "metaworld")},
     }
     try:
         writer.close()

@@ -126,7 +126,7 @@ def test_knowing_the_task_makes_it_better(tmp_path, monkeypatch, flags):
     floor = 0.5 if flags == "--arch film" else 0.7  # FiLM learns more slowly
     assert evaluation["episodic_return_ep1"]["mean"] > floor * best  # no search is needed
     assert evaluation["episodic_return_ep1"]["mean"] == pytest.approx(evaluation["episodic_return_ep4"]["mean"])
-    agent, _ = load_model(str(folder / "model.pt"), "Grid-World")
+    agent, _, _ = load_model(str(folder / "model.pt"), "Grid-World")
     assert agent.vae is None
 
 

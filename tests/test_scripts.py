@@ -39,7 +39,7 @@ def check_run(script, folder, flags):
     args = script.parse_args([*SHORT, *flags])
     result = json.loads((folder / "result.json").read_text())
     assert result["frames"] == 740 and result["env"] == args.env and result["args"]["seed"] == args.seed
-    assert result["versions"].keys() == {"torch", "mujoco", "gymnasium"}
+    assert result["versions"].keys() == {"torch", "mujoco", "gymnasium", "metaworld"}
     assert result["wall_time"] > 0 and result["SPS"] == pytest.approx(740 / result["wall_time"])
 
     tags = scalars(folder)
@@ -438,23 +438,23 @@ def test_probe_learns_and_remembers(probe):
 @pytest.mark.slow
 def test_probe_needs_its_task_embedding(probe, monkeypatch):
     """With the embeddings of other tasks, or an encoder that learns nothing from data, the return falls."""
-    agent, args = load(probe)
-    envs, seed = varibad_hyper.make_eval_envs(args), varibad_hyper.seeds_of(args)["eval_envs"]
-    intact = varibad_hyper.evaluate(agent, envs, seed).sum(axis=1).mean()
+    agent, args, envs = load(probe)
+    seed = varibad_hyper.seeds_of(args)["eval_envs"]
+    intact = varibad_hyper.evaluate(agent, envs, seed)[0].sum(axis=1).mean()
     embedding = type(agent).embedding
     monkeypatch.setattr(type(agent), "embedding", lambda self, belief: embedding(self, belief.roll(1, dims=0)))
-    shuffled = varibad_hyper.evaluate(agent, envs, seed).sum(axis=1).mean()
+    shuffled = varibad_hyper.evaluate(agent, envs, seed)[0].sum(axis=1).mean()
     monkeypatch.setattr(type(agent), "embedding", lambda self, belief: embedding(self, 0 * belief))
-    frozen = varibad_hyper.evaluate(agent, envs, seed).sum(axis=1).mean()
+    frozen = varibad_hyper.evaluate(agent, envs, seed)[0].sum(axis=1).mean()
     assert max(shuffled, frozen) < 0.6 * intact
 
 
 @pytest.mark.slow
 def test_saved_model_gives_the_returns_of_the_end_of_training(probe):
     evaluation = json.loads((probe / "result.json").read_text())["evaluation"]
-    agent, args = load(probe)
-    envs, seed = varibad_hyper.make_eval_envs(args), varibad_hyper.seeds_of(args)["eval_envs"]
-    returns = varibad_hyper.evaluate(agent, envs, seed)
+    agent, args, envs = load(probe)
+    seed = varibad_hyper.seeds_of(args)["eval_envs"]
+    returns, _ = varibad_hyper.evaluate(agent, envs, seed)
     assert returns.sum(axis=1).mean() == evaluation["meta_episodic_return"]["mean"]
     result = cli(varibad_hyper, "--evaluate", probe / "model.pt")
     assert result.returncode == 0
@@ -481,8 +481,8 @@ def test_damaged_model_is_refused(probe, tmp_path, capsys):
 @pytest.mark.parametrize("env", MUJOCO)
 def test_saved_rl2_gives_the_returns_of_the_end_of_training(tmp_path, env):
     folder = run(rl2_hyper, tmp_path, "--env", env)
-    agent, args = rl2_hyper.load_model(str(folder / "model.pt"), env)
-    returns = rl2_hyper.evaluate(agent, rl2_hyper.make_eval_envs(args), rl2_hyper.seeds_of(args)["eval_envs"])
+    agent, args, envs = rl2_hyper.load_model(str(folder / "model.pt"), env)
+    returns, _ = rl2_hyper.evaluate(agent, envs, rl2_hyper.seeds_of(args)["eval_envs"])
     evaluation = json.loads((folder / "result.json").read_text())["evaluation"]
     assert returns.sum(axis=1).mean() == evaluation["meta_episodic_return"]["mean"]
 

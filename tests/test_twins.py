@@ -9,12 +9,12 @@ ROOT = Path(__file__).parent.parent
 EXCEPTIONS = {
     "Args",  # a VAE here, none there
     "MUJOCO",  # presets
+    "META_WORLD_PRESET",
     "PRESETS",
     "check_args",  # what divides into minibatches, and the VAE's flags
     "Encoder",  # a posterior, or an embedding trained by PPO
     "Agent",  # with the VAE and a one-hot mode, or with the encoder alone
-    "seeds_of",  # the replay buffer has a seed
-    "capture",  # and a state
+    "capture",  # the replay buffer
     "restore",
     "main",  # the algorithms
 }
