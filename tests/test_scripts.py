@@ -495,9 +495,13 @@ def test_saved_rl2_gives_the_returns_of_the_end_of_training(tmp_path, env):
 def test_readme_lists_the_tags(probe, tmp_path):
     """Every tag that is logged, and no other."""
     readme = (ROOT / "README.md").read_text()
-    listed = set(re.findall(r"^\| `((?:charts|losses|vae|eval)/[^`]+)`", readme, re.MULTILINE))
+    listed = set(re.findall(r"^\| `((?:charts|losses|vae|eval|test)/[^`]+)`", readme, re.MULTILINE))
     walker = run(varibad_hyper, tmp_path, "--env", "Walker", "--num-steps", "150", "--total-timesteps", "3000")
-    logged = {re.sub(r"ep\d$", "ep{k}", tag) for folder in (probe, walker) for tag in scalars(folder)}
+    ml10 = run(
+        rl2_hyper, tmp_path, "--env", "ML10", "--num-envs", "2", "--num-steps", "600", "--total-timesteps", "2400"
+    )
+    logged = {re.sub(r"ep\d$", "ep{k}", tag) for folder in (probe, walker, ml10) for tag in scalars(folder)}
+    logged = {re.sub(r"/[a-z-]+-v3/.*", "/{class}/{name}", tag) for tag in logged}
     assert logged == listed
 
 

@@ -1,0 +1,442 @@
+"""Where the time goes: `python tests/bench.py` prints the README's tables, `python tests/bench.py physics` one of them.
+
+Parts: `train` (frames/s end to end and their split), `growth` (the same with more environments, embedding features and
+larger base networks), `physics` (environment steps against raw mj_step and Gymnasium's SyncVectorEnv), `layer` (the
+hypernetwork layer against per-sample weights and torch.mm), `vae` (its update against expanding everything).
+
+What is compared runs in turn, A B A B, and the medians are printed. Nothing else should run on the machine.
+"""
+
+import argparse
+import contextlib
+import datetime
+import functools
+import importlib
+import io
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import hyperinit
+import varibad_hyper
+
+XL = ["--state-features", "256", "--base-layers", "256", "128"]
+# Frames are some iterations past --learning-starts, a few seconds each.
+TRAINING = {
+    "Grid-World, hyper": ["--total-timesteps", "50000"],
+    "Grid-World, hyper, --compile": ["--total-timesteps", "80000", "--compile"],
+    "Grid-World, standard": ["--total-timesteps", "50000", "--arch", "standard"],
+    "Grid-World, film": ["--total-timesteps", "50000", "--arch", "film", "--init", "bias"],
+    "Grid-World, hyper XL": ["--total-timesteps", "15000", *XL],
+    "Grid-World, hyper XL, 2 threads": ["--total-timesteps", "15000", *XL, "--torch-threads", "2"],
+    "Grid-World, hyper XL, 2 threads, --compile": ["--total-timesteps", "20000", *XL, "--torch-threads", "2"]
+    + ["--compile"],
+    "Cheetah-Dir, hyper": ["--env", "Cheetah-Dir", "--total-timesteps", "51200"],
+    "Cheetah-Dir, standard": ["--env", "Cheetah-Dir", "--total-timesteps", "51200", "--arch", "standard"],
+    "Walker, hyper": ["--env", "Walker", "--total-timesteps", "32000"],
+    "Walker, standard": ["--env", "Walker", "--total-timesteps", "32000", "--arch", "standard"],
+    "Ant-Dir, hyper": ["--env", "Ant-Dir", "--total-timesteps", "19200"],
+    "Ant-Dir, standard": ["--env", "Ant-Dir", "--total-timesteps", "19200", "--arch", "standard"],
+    "Humanoid, hyper": ["--env", "Humanoid", "--total-timesteps", "38400"],
+    "Humanoid, standard": ["--env", "Humanoid", "--total-timesteps", "38400", "--arch", "standard"],
+    "Pick-Place, hyper": ["--env", "Pick-Place", "--total-timesteps", "24000"],
+    "Pick-Place, hyper, 2 threads": ["--env", "Pick-Place", "--total-timesteps", "24000", "--torch-threads", "2"],
+    "Pick-Place, standard": ["--env", "Pick-Place", "--total-timesteps", "24000", "--arch", "standard"],
+    "ML10, hyper, 2 threads": ["--env", "ML10", "--total-timesteps", "24000", "--torch-threads", "2"],
+    "RL2 on Grid-World, hyper": ["rl2_hyper", "--total-timesteps", "50000"],
+    "RL2 on Walker, hyper": ["rl2_hyper", "--env", "Walker", "--total-timesteps", "32000"],
+}
+GROWTH = {
+    f"Grid-World, hyper, {num_envs} environments": ["--num-envs", str(num_envs), "--total-timesteps", str(frames)]
+    for num_envs, frames in ((16, 50000), (64, 80000), (256, 160000))
+}
+GROWTH |= {
+    f"Walker, hyper, {num_envs} environments": ["--env", "Walker", "--num-envs", str(num_envs)]
+    + ["--total-timesteps", str(num_envs * 200 * 5)]
+    for num_envs in (16, 64, 256)
+}
+GROWTH |= {
+    f"Grid-World, hyper, {features} embedding features": ["--embedding-features", str(features)]
+    + ["--total-timesteps", "50000"]
+    for features in (10, 25, 100)
+}
+GROWTH |= {
+    f"Grid-World, hyper, base network {units}-{units}": ["--state-features", str(units), "--base-layers"]
+    + [str(units), str(units), "--total-timesteps", "20000"]
+    for units in (32, 128, 256)
+}
+PHASES = ["environment", "policy", "encoder", "rollout's rest", "PPO", "VAE", "rest"]
+
+
+def median_times(functions, repetitions):
+    """Median seconds of every function; they run in turn, after one call of each that is not counted."""
+    times = {name: [] for name in functions}
+    for repetition in range(repetitions + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if repetition:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def print_table(header, rows):
+    print(f"\n| {' | '.join(header)} |\n|{' --- |' + ' ---: |' * (len(header) - 1)}")
+    for row in rows:
+        print(f"| {' | '.join(map(str, row))} |", flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training, end to end
+
+
+def split_run(flags):
+    """Trains in this process and returns seconds by phase, frames, and peak memory in MB.
+
+    A clock that always stands on one phase is moved on by calls that main makes: the scripts know nothing of it.
+    """
+    name, flags = (flags[0], flags[1:]) if flags[0] == "rl2_hyper" else ("varibad_hyper", flags)
+    script = importlib.import_module(name)
+    seconds, now = Counter(), ["set-up", time.perf_counter()]
+
+    def go_to(phase):
+        seconds[now[0]] += time.perf_counter() - now[1]
+        now[:] = phase, time.perf_counter()
+
+    def begins(owner, function, phase):
+        original = getattr(owner, function)
+
+        def wrapper(*args, **kwargs):
+            go_to(phase)
+            return original(*args, **kwargs)
+
+        setattr(owner, function, wrapper)
+
+    def within_rollout(owner, function, phase, enters=False):
+        original = getattr(owner, function)
+
+        def wrapper(*args, **kwargs):
+            if now[0] != "rollout's rest" and not (enters and now[0] in ("set-up", "rest")):
+                return original(*args, **kwargs)
+            go_to(phase)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                go_to("rollout's rest")
+
+        setattr(owner, function, wrapper)
+
+    if name == "varibad_hyper":
+        begins(script.MetaEpisodeBuffer, "running", "rollout's rest")
+        begins(script.MetaEpisodeBuffer, "sample", "VAE")
+    within_rollout(script.MetaEpisodes, "step", "environment", enters=True)
+    within_rollout(script.Agent, "get_action_and_value", "policy")
+    within_rollout(script.Agent, "update_belief", "encoder")
+    within_rollout(script.Agent, "embedding", "encoder")
+    begins(script, "compute_gae", "PPO")
+    begins(script.RunningMeanStd, "update", "rest")
+    begins(script, "evaluate_groups", "evaluation")
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        quiet = ["--eval-interval", "0", "--eval-tasks", "2", "--checkpoint-interval", "0", "--runs-dir", folder]
+        args = script.parse_args([*flags, "--learning-starts", "0", *quiet])
+        script.main(args)
+    go_to("end")
+    memory = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    frames = args.total_timesteps // (args.num_envs * args.num_steps) * args.num_envs * args.num_steps
+    return {"seconds": {phase: seconds[phase] for phase in PHASES}, "frames": frames, "memory": memory / 1024}
+
+
+def train_table(runs, repetitions):
+    """Every run in a process of its own, in turn; medians over the repetitions."""
+    results = {name: [] for name in runs}
+    for _ in range(repetitions):
+        for name, flags in runs.items():
+            command = [sys.executable, __file__, "--split", json.dumps(flags)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
+            results[name].append(json.loads(done.stdout.splitlines()[-1]))
+    rows = []
+    for name, runs_of_name in results.items():
+        speeds = [run["frames"] / sum(run["seconds"].values()) for run in runs_of_name]
+        shares = [
+            statistics.median(run["seconds"][phase] / sum(run["seconds"].values()) for run in runs_of_name)
+            for phase in PHASES
+        ]
+        memory = statistics.median(run["memory"] for run in runs_of_name)
+        shares = [f"{100 * share:.0f}" for share in shares]
+        rows.append([name, f"{statistics.median(speeds):,.0f}", *shares, f"{memory:,.0f}"])
+    print_table(["run", "frames/s", *(f"{phase} %" for phase in PHASES), "peak MB"], rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Environments
+
+
+def physics_table(num_envs, steps, repetitions):
+    """Steps of our vector environments, of their bare physics, and of Gymnasium's SyncVectorEnv, from the same states.
+
+    All get the same actions and none is reset, so that every one simulates the same movements.
+    """
+    rows = []
+    gym_names = {"Cheetah-Dir": "HalfCheetah", "Walker": "Walker2d", "Ant-Dir": "Ant", "Humanoid": "Humanoid"}
+    for name, gym_name in gym_names.items():
+        envs = varibad_hyper.MUJOCO_ENVS[name](num_envs)
+        rng = np.random.default_rng(0)
+        actions = rng.uniform(-1, 1, (steps, num_envs, envs.single_action_space.shape[0]))
+        envs.reset(seed=0)
+        start = envs.get_state()
+        low, high = envs.default_model.actuator_ctrlrange.T
+        commands = np.clip(envs.action_scale * actions, low, high)
+
+        def ours(envs=envs, start=start, actions=actions):
+            envs.set_state(start)
+            for action in actions:
+                envs.step(action)
+
+        def physics(envs=envs, start=start, commands=commands, contacts=False):
+            envs.set_state(start)
+            for command in commands:
+                for i in range(num_envs):
+                    envs.data[i].ctrl[:] = command[i]
+                    mujoco.mj_step(envs.models[i], envs.data[i], envs.frame_skip)
+                    if contacts:
+                        mujoco.mj_rnePostConstraint(envs.models[i], envs.data[i])
+
+        options = {} if name == "Cheetah-Dir" else {"terminate_when_unhealthy": False}
+        maker = functools.partial(gym.make, f"{gym_name}-v5", disable_env_checker=True, **options)
+        makers = [lambda maker=maker: maker().unwrapped] * num_envs
+        sync = gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.DISABLED)
+        sync_actions = (actions * sync.single_action_space.high).astype(np.float32)
+
+        def synchronous(sync=sync, sync_actions=sync_actions, envs=envs, start=start):
+            sync.reset(seed=0)
+            for env, model, state in zip(sync.envs, envs.models, start["physics"].numpy(), strict=True):
+                env.model, env.data = model, mujoco.MjData(model)  # the task's own
+                mujoco.mj_setState(model, env.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+            for action in sync_actions:
+                sync.step(action)
+
+        functions = {"ours": ours, "physics": physics, "sync": synchronous}
+        if envs.contact_forces:
+            functions["contacts"] = lambda physics=physics: physics(contacts=True)
+        times = median_times(functions, repetitions)
+        speed = {key: num_envs * steps / value for key, value in times.items()}
+        contacts = f"{speed['ours'] / speed['contacts']:.2f}" if "contacts" in speed else "-"
+        ratios = [f"{speed['ours'] / speed['physics']:.2f}", contacts, f"{speed['ours'] / speed['sync']:.2f}"]
+        rows.append([name, *(f"{speed[key]:,.0f}" for key in ("ours", "physics", "sync")), *ratios])
+    header = ["task", "ours, steps/s", "mj_step", "SyncVectorEnv", "of mj_step", "of mj_step + contact forces"]
+    print_table([*header, "of SyncVectorEnv"], rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The hypernetwork layer
+
+
+def stacked(layers, inputs, x):
+    for layer in layers:
+        inputs = layer(inputs, x)
+    return inputs
+
+
+def materialised(layers, inputs, x):
+    """Every sample's own weights, written out, and a batched product."""
+    for layer in layers:
+        weights = torch.einsum("bk,koi->boi", x, layer.weight)  # [B, out, in]
+        inputs = torch.bmm(weights, inputs[:, :, None])[:, :, 0] + x @ layer.bias[:, :, 0]
+    return inputs
+
+
+def expanded(layers, inputs, x):
+    """Every sample's own weights, times the input expanded to their shape, summed."""
+    for layer in layers:
+        weights = (x @ layer.weight.flatten(1)).unflatten(1, layer.weight.shape[1:])  # [B, out, in]
+        inputs = (weights * inputs[:, None].expand_as(weights)).sum(2) + x @ layer.bias[:, :, 0]
+    return inputs
+
+
+FORMS = {"stacked": stacked, "materialised": materialised, "expanded": expanded}
+SIZES = {"small": (25, [16, 32, 32, 5]), "XL": (10, [256, 256, 128, 6])}
+
+
+def base_network(size):
+    """An actor's layers with random heads, and K."""
+    features, sizes = SIZES[size]
+    layers = [
+        hyperinit.HyperLinear(fan_in, fan_out, features) for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True)
+    ]
+    for layer in layers:
+        hyperinit.init_hyper_linear_(layer, "weight", hyperinit.normc_, torch.nn.init.zeros_)
+    return layers, features, sizes
+
+
+def forward_and_backward(form, layers, inputs, x):
+    def run():
+        form(layers, inputs, x).square().sum().backward()
+
+    return run
+
+
+def layer_memory(form, size, batch):
+    """Prints the peak memory in MB that a forward and backward pass adds to this process."""
+    layers, features, sizes = base_network(size)
+    inputs, x = torch.randn(batch, sizes[0]), torch.randn(batch, features + 1, requires_grad=True)
+    forward_and_backward(stacked, layers, inputs[:2], x[:2])()  # loads what any pass needs
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forward_and_backward(FORMS[form], layers, inputs, x)()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def layer_table(batches, repetitions):
+    rows = []
+    for size in SIZES:
+        layers, features, sizes = base_network(size)
+        for batch in batches:
+            inputs, x = torch.randn(batch, sizes[0]), torch.randn(batch, features + 1, requires_grad=True)
+            functions = {name: forward_and_backward(form, layers, inputs, x) for name, form in FORMS.items()}
+            # The same volume in plain products, three per layer: forward, gradient of the input, of the weight
+            matrices = [
+                (torch.randn(batch, fan_in), torch.randn(fan_in, fan_out * (features + 1)))
+                for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True)
+            ]
+            gradients = [left @ right for left, right in matrices]
+
+            def products(matrices=matrices, gradients=gradients):
+                for (left, right), gradient in zip(matrices, gradients, strict=True):
+                    torch.mm(left, right)
+                    torch.mm(gradient, right.T)
+                    torch.mm(left.T, gradient)
+
+            times = median_times(functions | {"mm": products}, repetitions)
+            with torch.no_grad():
+                forward = median_times({"stacked": lambda: stacked(layers, inputs, x)}, 50)["stacked"]  # noqa: B023
+            memory = {}
+            for name in FORMS:
+                command = [sys.executable, __file__, "--memory", name, size, str(batch)]
+                memory[name] = float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+            flops = sum(
+                6 * batch * fan_in * fan_out * (features + 1)
+                for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True)
+            )
+            rows.append(
+                [f"{size}, {batch} samples", f"{1e3 * forward:.2f}", f"{1e3 * times['stacked']:.1f}"]
+                + [f"{flops / times['stacked'] / 1e9:.0f}", f"{times['mm'] / times['stacked']:.2f}"]
+                + [f"{times[name] / times['stacked']:.1f}" for name in ("materialised", "expanded")]
+                + [f"{memory[name]:,.0f}" for name in FORMS]
+            )
+    header = ["actor", "forward, ms", "forward + backward, ms", "GFLOP/s", "of torch.mm's speed"]
+    header += ["x materialised", "x expanded", "MB", "MB materialised", "MB expanded"]
+    print_table(header, rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The VAE update
+
+
+def expanded_errors(self, m, obs, actions, rewards, next_obs):
+    """Decoder.errors and CellDecoder.errors with every pair of m and transition written out as a row of its own."""
+    shape = (len(m), len(obs), m.shape[1])  # [E, J, B]
+    m = m[:, None].expand(*shape, -1).flatten(0, 2).contiguous()
+    obs, actions, rewards, next_obs = (
+        tensor[None].expand(*shape, -1).flatten(0, 2).contiguous() for tensor in (obs, actions, rewards, next_obs)
+    )
+    if isinstance(self, varibad_hyper.CellDecoder):
+        cells = (self.size * next_obs[:, 0] + next_obs[:, 1]).long()
+        picked = self(m).gather(1, cells[:, None])
+        targets = (rewards == varibad_hyper.gridworld.GOAL_REWARD).float()
+        return F.binary_cross_entropy_with_logits(picked, targets, reduction="none").view(shape)
+    transitions = [next_obs, obs, actions] if self.target == "reward" else [obs, actions]
+    hidden = F.relu(self.first(torch.cat([m, *transitions], dim=-1)))
+    truth = rewards if self.target == "reward" else next_obs
+    return (self.rest(hidden) - truth).square().mean(-1).view(shape)
+
+
+def vae_table(repetitions):
+    rows = []
+    for env in ("Grid-World", "Cheetah-Dir", "Walker", "Pick-Place"):
+        args = varibad_hyper.parse_args(["--env", env, "--env-workers", "1"])
+        envs = varibad_hyper.make_envs(args, 1)
+        vae = varibad_hyper.Agent(envs, args).vae
+        optimizer = torch.optim.Adam(vae.parameters())
+        steps, size = envs.max_steps, args.vae_batch
+        cells = torch.randint(0, 5, (2, steps, size, envs.obs_dim)).float()  # valid on Grid-World too
+        batch = varibad_hyper.Batch(
+            cells[0],
+            torch.zeros(steps, size, envs.action_dim),
+            torch.zeros(steps, size, 1),
+            cells[1],
+            torch.full((size,), steps),
+        )
+
+        def update(vae=vae, batch=batch, args=args, optimizer=optimizer):
+            optimizer.zero_grad()
+            varibad_hyper.elbo_loss(vae, batch, args.vae_subsample, args.kl_weight)["elbo_loss"].backward()
+            optimizer.step()
+
+        def update_expanded(update=update):
+            originals = [varibad_hyper.Decoder.errors, varibad_hyper.CellDecoder.errors]
+            varibad_hyper.Decoder.errors = varibad_hyper.CellDecoder.errors = expanded_errors
+            update()
+            varibad_hyper.Decoder.errors, varibad_hyper.CellDecoder.errors = originals
+
+        def encode(vae=vae, batch=batch):
+            vae.encoder(batch.actions, batch.next_obs, batch.rewards).sum().backward()
+
+        times = median_times({"ours": update, "expanded": update_expanded, "encoder": encode}, repetitions)
+        ratio = times["expanded"] / times["ours"]
+        shares = [f"{100 * times['encoder'] / times['ours']:.0f}", f"{ratio:.1f}"]
+        rows.append([f"{env}, {size} x {steps}", f"{1e3 * times['ours']:.1f}", *shares])
+    print_table(["update", "ms", "of it the encoder's GRU, %", "x expanded"], rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = ["train", "growth", "physics", "layer", "vae"]
+    parser.add_argument("part", nargs="*", choices=[*parts, []], default=[], help="all of them by default")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work, to see that it runs")
+    parser.add_argument("--only", default="", help="only the runs of train and growth whose name contains this")
+    parser.add_argument("--split", help=argparse.SUPPRESS)  # what the benchmark starts itself with
+    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.split:
+        print(json.dumps(split_run(json.loads(args.split))))
+        return
+    torch.set_num_threads(1)
+    if args.memory:
+        layer_memory(args.memory[0], args.memory[1], int(args.memory[2]))
+        return
+    chosen = args.part or parts
+    print(
+        f"{datetime.date.today()}, {os.cpu_count()} cores of {platform.machine()}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, mujoco {mujoco.__version__}; one thread where nothing else is said"
+    )
+    for part, runs in (("train", TRAINING), ("growth", GROWTH)):
+        if part in chosen:
+            runs = {name: flags for name, flags in runs.items() if args.only in name}
+            train_table(runs, 1 if args.quick else 3)
+    if "physics" in chosen:
+        physics_table(16, 5 if args.quick else 50, 1 if args.quick else 5)
+    if "layer" in chosen:
+        layer_table([16] if args.quick else [16, 3200], 1 if args.quick else 5)
+    if "vae" in chosen:
+        vae_table(1 if args.quick else 9)
+
+
+if __name__ == "__main__":
+    main()
