@@ -14,9 +14,9 @@ import functools
 import importlib
 import io
 import json
+import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -96,6 +96,12 @@ def median_times(functions, repetitions):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def peak_memory(pid="self"):
+    """The most memory in MB that a process of Linux had so far (getrusage's would include that of its parent)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
 def print_table(header, rows):
     print(f"\n| {' | '.join(header)} |\n|{' --- |' + ' ---: |' * (len(header) - 1)}")
     for row in rows:
@@ -146,20 +152,37 @@ def split_run(flags):
         begins(script.MetaEpisodeBuffer, "running", "rollout's rest")
         begins(script.MetaEpisodeBuffer, "sample", "VAE")
     within_rollout(script.MetaEpisodes, "step", "environment", enters=True)
-    within_rollout(script.Agent, "get_action_and_value", "policy")
+    if "--compile" in flags:  # only what was compiled may be wrapped
+        compile_policy = script.compile_policy
+
+        def compile_and_wrap(agent, *args):
+            compile_policy(agent, *args)
+            within_rollout(agent, "get_action_and_value", "policy")
+
+        script.compile_policy = compile_and_wrap
+    else:
+        within_rollout(script.Agent, "get_action_and_value", "policy")
     within_rollout(script.Agent, "update_belief", "encoder")
     within_rollout(script.Agent, "embedding", "encoder")
     begins(script, "compute_gae", "PPO")
     begins(script.RunningMeanStd, "update", "rest")
-    begins(script, "evaluate_groups", "evaluation")
+
+    memory = []  # of this process and every worker
+    evaluate_groups = script.evaluate_groups
+
+    def measure_and_evaluate(*args):
+        go_to("evaluation")
+        memory[:] = [peak_memory(), *(peak_memory(worker.pid) for worker in multiprocessing.active_children())]
+        return evaluate_groups(*args)
+
+    script.evaluate_groups = measure_and_evaluate
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         quiet = ["--eval-interval", "0", "--eval-tasks", "2", "--checkpoint-interval", "0", "--runs-dir", folder]
         args = script.parse_args([*flags, "--learning-starts", "0", *quiet])
         script.main(args)
     go_to("end")
-    memory = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     frames = args.total_timesteps // (args.num_envs * args.num_steps) * args.num_envs * args.num_steps
-    return {"seconds": {phase: seconds[phase] for phase in PHASES}, "frames": frames, "memory": memory / 1024}
+    return {"seconds": {phase: seconds[phase] for phase in PHASES}, "frames": frames, "memory": sum(memory)}
 
 
 def train_table(runs, repetitions):
@@ -233,16 +256,20 @@ def physics_table(num_envs, steps, repetitions):
             for action in sync_actions:
                 sync.step(action)
 
+        threaded = varibad_hyper.MUJOCO_ENVS[name](num_envs, threads=os.cpu_count())
+        threaded.reset(seed=0)
         functions = {"ours": ours, "physics": physics, "sync": synchronous}
+        functions["threads"] = functools.partial(ours, envs=threaded)
         if envs.contact_forces:
             functions["contacts"] = lambda physics=physics: physics(contacts=True)
         times = median_times(functions, repetitions)
         speed = {key: num_envs * steps / value for key, value in times.items()}
         contacts = f"{speed['ours'] / speed['contacts']:.2f}" if "contacts" in speed else "-"
         ratios = [f"{speed['ours'] / speed['physics']:.2f}", contacts, f"{speed['ours'] / speed['sync']:.2f}"]
+        ratios.append(f"{speed['threads'] / speed['ours']:.2f}")
         rows.append([name, *(f"{speed[key]:,.0f}" for key in ("ours", "physics", "sync")), *ratios])
     header = ["task", "ours, steps/s", "mj_step", "SyncVectorEnv", "of mj_step", "of mj_step + contact forces"]
-    print_table([*header, "of SyncVectorEnv"], rows)
+    print_table([*header, "of SyncVectorEnv", f"x with {os.cpu_count()} threads"], rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -282,7 +309,7 @@ def base_network(size):
         hyperinit.HyperLinear(fan_in, fan_out, features) for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True)
     ]
     for layer in layers:
-        hyperinit.init_hyper_linear_(layer, "weight", hyperinit.normc_, torch.nn.init.zeros_)
+        hyperinit.init_hyper_linear_(layer, "weight", hyperinit.normc_, torch.nn.init.zeros_, 1.0)
     return layers, features, sizes
 
 
@@ -298,9 +325,9 @@ def layer_memory(form, size, batch):
     layers, features, sizes = base_network(size)
     inputs, x = torch.randn(batch, sizes[0]), torch.randn(batch, features + 1, requires_grad=True)
     forward_and_backward(stacked, layers, inputs[:2], x[:2])()  # loads what any pass needs
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     forward_and_backward(FORMS[form], layers, inputs, x)()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(peak_memory() - before)
 
 
 def layer_table(batches, repetitions):

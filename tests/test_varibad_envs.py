@@ -680,3 +680,16 @@ def test_environments_do_not_share_their_randomness(name):
     (first, first_tasks), (second, second_tasks) = starts
     assert (first[1] == second[1]).all() and (first_tasks[1] == second_tasks[1]).all()
     assert not (first[0] == second[0]).all()  # the first one did go on
+
+
+@every_task
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_nothing(name, threads):
+    """Five environments do not divide among them."""
+    results = []
+    for envs in (MUJOCO_ENVS[name](5), MUJOCO_ENVS[name](5, threads=threads)):
+        rng = np.random.default_rng(1)
+        steps = [envs.reset(seed=7)[0], *(x for _ in range(20) for x in envs.step(random_actions(rng, envs))[:4])]
+        results.append(steps)
+    for one, several in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, several)
