@@ -500,7 +500,6 @@ class MujocoVectorEnv(gym.vector.VectorEnv):
                 data.qvel += self.qvel_noise * rng.standard_normal(model.nv)
             mujoco.mj_forward(model, data)
         self.elapsed[mask] = 0
-        self.last_location = self.location()
         return self.observe().astype(np.float32), {}
 
     def simulate(self, share: range, commands: np.ndarray) -> None:
@@ -512,6 +511,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv):
                 mujoco.mj_rnePostConstraint(self.models[i], self.data[i])
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
+        before = self.location()
         low, high = self.default_model.actuator_ctrlrange.T  # [A] each
         commands = np.clip(self.action_scale * actions, low, high)  # [N, A]
         if len(self.shares) == 1:
@@ -519,9 +519,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv):
         else:
             list(self.pool.map(self.simulate, self.shares, itertools.repeat(commands)))
         self.elapsed += 1
-        location = self.location()
-        rewards = self.reward((location - self.last_location) / self.dt, actions)
-        self.last_location = location
+        rewards = self.reward((self.location() - before) / self.dt, actions)
         obs = self.observe().astype(np.float32)
         blown_up = np.concatenate(self.warnings).reshape(self.num_envs, -1)[:, UNSTABLE].any(axis=1)  # [N]
         for i in np.flatnonzero(blown_up):  # MuJoCo has put the robot back to the start by itself
@@ -553,7 +551,6 @@ class MujocoVectorEnv(gym.vector.VectorEnv):
             mujoco.mj_setState(model, data, state["physics"][i].numpy(), mujoco.mjtState.mjSTATE_INTEGRATION)
             for name, values in state["views"].items():
                 getattr(data, name)[:] = values[i].numpy()
-        self.last_location = self.location()
 
 
 class CheetahDir(MujocoVectorEnv):

@@ -16,6 +16,7 @@ EXCEPTIONS = {
     "Agent",  # with the VAE and a one-hot mode, or with the encoder alone
     "capture",  # the replay buffer
     "restore",
+    "compile_policy",  # embeddings are stored there, and followed by the gradient here
     "main",  # the algorithms
 }
 
