@@ -29,6 +29,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -122,7 +123,7 @@ class Args:
     torch_threads: int = 1
     """CPU threads of torch in updates and evaluations: 1 is fastest for small networks, and rollouts always take 1"""
     compile: bool = False
-    """whether to compile the policy (torch.compile, needs a C++ compiler): faster, after a warm-up that is reported"""
+    """whether to compile the policy (torch.compile, needs a C++ compiler) and to fuse Adam; the warm-up is reported"""
 
     # Tasks
     episodes_per_task: int = 4
@@ -136,7 +137,7 @@ class Args:
     end_on_success: bool = False
     """whether an episode of Meta-World ends when its task is fulfilled (which forgoes the rewards of staying so)"""
     env_workers: int = 0
-    """at most so many processes for Meta-World (0: one per core), or threads for MuJoCo's physics; changes no result"""
+    """Meta-World: worker processes, of training and evaluation each (0: one per core); MuJoCo: threads (0: 1)"""
 
     # PPO
     num_envs: int = 16
@@ -382,7 +383,7 @@ def check_args(args: Args) -> None:
             "add --arch hyper and --init weight."
         )
     if args.embedding == "one-hot" and args.env not in ("Grid-World", "Cheetah-Dir"):
-        fail(f"--embedding one-hot needs finitely many tasks, which {args.env} has not: use Grid-World or Cheetah-Dir.")
+        fail(f"--embedding one-hot is made for the few tasks of Grid-World and Cheetah-Dir, not for {args.env}.")
     if not (args.decode_reward or args.decode_state):
         fail("the VAE has nothing to predict: leave --decode-reward or --decode-state on.")
 
@@ -707,11 +708,10 @@ class MetaWorldGroup(gym.Env):
     [n]; info["success"] [n] is of this step alone. Nothing is random once a task is set: a reset forgets all before it.
     """
 
-    def __init__(self, benchmark: Any, tasks: list[Any], rows: slice):
-        if multiprocessing.parent_process() is not None:  # a worker: what stops the run must not stop it before
-            os.setpgrp()  # Ctrl-C and signals to the run's process group go to the run alone
+    def __init__(self, benchmark: Any, tasks: list[Any], rows: slice, run_process: int):
+        if os.getpid() != run_process:  # a worker: a signal that stops the run must not stop it before
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         mujoco.set_mju_user_warning(lambda message: None)  # unstable physics is counted below, not written to a file
         self.classes = {**benchmark.train_classes, **benchmark.test_classes}
         self.tasks, self.rows, size = tasks, rows, rows.stop - rows.start
@@ -746,6 +746,14 @@ class MetaWorldGroup(gym.Env):
         return self.obs.copy(), rewards, False, False, {"success": success}
 
 
+def end_workers(envs: gym.vector.AsyncVectorEnv) -> None:
+    """Kills the worker processes, which hold nothing that could be lost."""
+    for process in envs.processes:
+        process.kill()
+        process.join()
+    envs.closed = True  # nothing is left to be closed
+
+
 class MetaWorldVectorEnv(gym.vector.VectorEnv):
     """N of Meta-World's environments, in equal groups, one per worker process; 500 steps per episode.
 
@@ -778,10 +786,14 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv):
         workers = max(count for count in range(1, max_workers + 1) if num_envs % count == 0)
         size = num_envs // workers
         groups = [
-            partial(MetaWorldGroup, benchmark, tasks, slice(start, start + size)) for start in range(0, num_envs, size)
+            partial(MetaWorldGroup, benchmark, tasks, slice(start, start + size), os.getpid())
+            for start in range(0, num_envs, size)
         ]
-        disabled = gym.vector.AutoresetMode.DISABLED
-        self.groups = groups[0]() if workers == 1 else gym.vector.AsyncVectorEnv(groups, autoreset_mode=disabled)
+        if workers == 1:
+            self.groups = groups[0]()  # actions [N, 4]
+        else:  # actions [workers, N / workers, 4]
+            self.groups = gym.vector.AsyncVectorEnv(groups, autoreset_mode=gym.vector.AutoresetMode.DISABLED)
+            self.end_workers = weakref.finalize(self, end_workers, self.groups)
         self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (39,), np.float32)
         self.single_action_space = gym.spaces.Box(-1, 1, (4,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -815,9 +827,7 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv):
                 for process in [process for process in processes if process.sentinel in dead]:
                     process.join()
                     what = f"{process.name} (process {process.pid}) ended with status {process.exitcode}"
-            for process in processes:
-                process.terminate()
-            self.groups.closed = True  # nothing is left to be closed
+            self.end_workers()
             raise ChildProcessError(what) from error
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
@@ -840,7 +850,8 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv):
         return obs.reshape(self.num_envs, -1), rewards.reshape(-1), terminated, self.elapsed >= self.horizon, {}
 
     def close_extras(self, **kwargs: Any) -> None:
-        self.groups.close(**kwargs)
+        if isinstance(self.groups, gym.vector.AsyncVectorEnv):
+            self.end_workers()
 
     def get_state(self) -> dict[str, Any]:
         """Everything that the future depends on. An episode follows from its task and the actions so far."""
@@ -860,7 +871,7 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv):
             rng.bit_generator.state = generator_state
         longest = self.elapsed.max()
         self.actions[:, :longest] = state["actions"].numpy()
-        self.call("reset", options={"tasks": self.tasks[:, 0]})
+        self.call("reset", options={"tasks": self.tasks[:, 0]})  # only that all can step; each begins again below
         for left in range(longest, -1, -1):  # steps until now
             if (begins := self.elapsed == left).any():
                 self.call("reset", options={"tasks": np.where(begins, self.tasks[:, 0], -1)})
@@ -1544,24 +1555,31 @@ def parameter_counts(agent: Agent) -> dict[str, int]:
     return counts
 
 
-def load_model(path: str, env: str) -> tuple[Agent, Args, MetaEpisodes]:
+def load_model(path: str, env: str, env_workers: int = 0) -> tuple[Agent, Args, MetaEpisodes]:
     """Agent, Args and evaluation environments of a file of --save-model; refuses another with exit status 2."""
+    not_a_model = f"{path} is not a model of {Path(__file__).name}: give the model.pt that --save-model wrote."
     try:
         model = torch.load(path, map_location="cpu", weights_only=True)
-        args = Args(**model["args"])
-        envs = make_eval_envs(args)
-        agent = Agent(envs, args)
-        agent.load_state_dict(model["agent"])
+        args = Args(**model["args"] | {"env_workers": env_workers})
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         fail(f"cannot read {path}: {error.strerror}.")
     except Exception:  # whatever a foreign or damaged file may raise
-        fail(f"{path} is not a model of {Path(__file__).name}: give the model.pt that --save-model wrote.")
+        fail(not_a_model)
     if args.env != env:
         fail(f"{path} holds an agent of {args.env}, not of {env}: add --env {args.env}.")
+    try:
+        envs = make_eval_envs(args)
+        agent = Agent(envs, args)
+        agent.load_state_dict(model["agent"])
+    except ChildProcessError:  # an environment worker's end
+        raise
+    except Exception:
+        fail(not_a_model)
     return agent, args, envs
 
 
 def format_evaluations(evaluations: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Returns, and success where there is such a thing, of "eval" and "test" in a line."""
     texts = []
     for group in [group for group in ("eval", "test") if group in evaluations]:
         total = evaluations[group]["meta_episodic_return"]
@@ -1689,11 +1707,10 @@ def compile_policy(agent: Agent, obs: Tensor, belief: Tensor, minibatch_size: in
 
     obs [N, D] and belief [N, H] are any; no generator is moved on.
     """
-    agent.get_action_and_value = torch.compile(agent.get_action_and_value, dynamic=False)
-    rng_state = torch.get_rng_state()
-    with torch.no_grad():
+    draw_as_eager = {"fallback_random": True}  # the same actions from the same seed
+    agent.get_action_and_value = torch.compile(agent.get_action_and_value, dynamic=False, options=draw_as_eager)
+    with torch.random.fork_rng(), torch.no_grad():
         action = agent.get_action_and_value(obs, agent.embedding(belief))[0]
-    torch.set_rng_state(rng_state)
     torch.set_num_threads(update_threads)  # the compiled code is for as many threads as there are now
     rows = torch.arange(minibatch_size, device=obs.device) % len(obs)
     embedding = agent.embedding(belief[rows]).detach()  # as stored: no gradient reaches the encoder
@@ -1727,14 +1744,17 @@ def main(args: Args) -> Path | None:
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     if args.evaluate is not None:
         torch.set_num_threads(args.torch_threads)
-        agent, args, eval_envs = load_model(args.evaluate, args.env)
+        agent, args, eval_envs = load_model(args.evaluate, args.env, args.env_workers)
         print(format_evaluations(evaluate_groups(agent.to(device), eval_envs, args)))
         return None
 
     # --- Set-up
     started = time.time()
+    torch.set_num_threads(1)  # but in updates and evaluations: more are slower on a rollout's few rows
     signals = watch_signals()
     checkpoint = load_checkpoint(args.resume) if args.resume is not None else None
+    packages = ("torch", "mujoco", "gymnasium", *(["metaworld"] if args.env in META_WORLD else []))
+    versions = {name: version(name) for name in packages}
     seeds = seeds_of(args)
     torch.manual_seed(seeds["torch"])
     torch.backends.cudnn.deterministic = args.torch_deterministic
@@ -1809,6 +1829,7 @@ def main(args: Args) -> Path | None:
             episode_successes[:] = checkpoint["episode_successes"].numpy()
             eval_history = [(int(step), float(value)) for step, value in checkpoint["eval_history"]]
             meta_return, evaluations = float(checkpoint["meta_return"]), dict(checkpoint["evaluations"])
+            eval_envs.blow_ups = int(checkpoint["eval_blow_ups"])
         except Exception as error:  # whatever a damaged file may raise
             what = " ".join(f"{type(error).__name__}: {error}".split())  # on one line
             fail(f"{folder / 'checkpoint.pt'} does not fit this script ({what}).")
@@ -1820,7 +1841,6 @@ def main(args: Args) -> Path | None:
     if checkpoint is None:
         rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-    torch.set_num_threads(1)  # in rollouts: two are slower on a few rows
     compile_time = 0.0
     if args.compile:
         compile_started = time.time()
@@ -1842,6 +1862,7 @@ def main(args: Args) -> Path | None:
             "eval_history": eval_history,
             "meta_return": meta_return,
             "evaluations": evaluations,
+            "eval_blow_ups": eval_envs.blow_ups,
         }
         try:
             writer.flush()  # what precedes a checkpoint is not logged again
@@ -1991,6 +2012,7 @@ def main(args: Args) -> Path | None:
         # --- Evaluate
         last = iteration == num_iterations
         if last or (args.eval_interval and iteration % args.eval_interval == 0):
+            bar.set_postfix_str("evaluating")
             evaluations = evaluate_groups(agent, eval_envs, args)
             for group, summary in evaluations.items():
                 for name, value in summary.items():
@@ -2033,7 +2055,7 @@ def main(args: Args) -> Path | None:
         "class_evaluations": {group: summary for group, summary in evaluations.items() if "/" in group},
         "eval_history": eval_history,  # (frames, mean return of the meta-episode)
         "args": asdict(args),
-        "versions": {name: version(name) for name in ("torch", "mujoco", "gymnasium", "metaworld")},
+        "versions": versions,
     }
     try:
         writer.close()

@@ -39,48 +39,50 @@ import varibad_hyper
 XL = ["--state-features", "256", "--base-layers", "256", "128"]
 # Frames are some iterations past --learning-starts, a few seconds each.
 TRAINING = {
-    "Grid-World, hyper": ["--total-timesteps", "50000"],
-    "Grid-World, hyper, --compile": ["--total-timesteps", "80000", "--compile"],
-    "Grid-World, standard": ["--total-timesteps", "50000", "--arch", "standard"],
-    "Grid-World, film": ["--total-timesteps", "50000", "--arch", "film", "--init", "bias"],
-    "Grid-World, hyper XL": ["--total-timesteps", "15000", *XL],
-    "Grid-World, hyper XL, 2 threads": ["--total-timesteps", "15000", *XL, "--torch-threads", "2"],
-    "Grid-World, hyper XL, 2 threads, --compile": ["--total-timesteps", "20000", *XL, "--torch-threads", "2"]
+    "Grid-World, hyper": ["--total-timesteps", "30000"],
+    "Grid-World, hyper, --compile": ["--total-timesteps", "50000", "--compile"],
+    "Grid-World, standard": ["--total-timesteps", "30000", "--arch", "standard"],
+    "Grid-World, film": ["--total-timesteps", "30000", "--arch", "film", "--init", "bias"],
+    "Grid-World, hyper XL": ["--total-timesteps", "10000", *XL],
+    "Grid-World, hyper XL, 2 threads": ["--total-timesteps", "10000", *XL, "--torch-threads", "2"],
+    "Grid-World, hyper XL, 2 threads, --compile": ["--total-timesteps", "12000", *XL, "--torch-threads", "2"]
     + ["--compile"],
-    "Cheetah-Dir, hyper": ["--env", "Cheetah-Dir", "--total-timesteps", "51200"],
-    "Cheetah-Dir, standard": ["--env", "Cheetah-Dir", "--total-timesteps", "51200", "--arch", "standard"],
-    "Walker, hyper": ["--env", "Walker", "--total-timesteps", "32000"],
-    "Walker, standard": ["--env", "Walker", "--total-timesteps", "32000", "--arch", "standard"],
-    "Ant-Dir, hyper": ["--env", "Ant-Dir", "--total-timesteps", "19200"],
-    "Ant-Dir, standard": ["--env", "Ant-Dir", "--total-timesteps", "19200", "--arch", "standard"],
-    "Humanoid, hyper": ["--env", "Humanoid", "--total-timesteps", "38400"],
-    "Humanoid, standard": ["--env", "Humanoid", "--total-timesteps", "38400", "--arch", "standard"],
+    "Cheetah-Dir, hyper": ["--env", "Cheetah-Dir", "--total-timesteps", "44800"],
+    "Cheetah-Dir, standard": ["--env", "Cheetah-Dir", "--total-timesteps", "44800", "--arch", "standard"],
+    "Walker, hyper": ["--env", "Walker", "--total-timesteps", "25600"],
+    "Walker, standard": ["--env", "Walker", "--total-timesteps", "25600", "--arch", "standard"],
+    "Ant-Dir, hyper": ["--env", "Ant-Dir", "--total-timesteps", "16000"],
+    "Ant-Dir, standard": ["--env", "Ant-Dir", "--total-timesteps", "16000", "--arch", "standard"],
+    "Ant-Dir, standard, 2 workers": ["--env", "Ant-Dir", "--total-timesteps", "16000", "--arch", "standard"]
+    + ["--env-workers", "2"],
+    "Humanoid, hyper": ["--env", "Humanoid", "--total-timesteps", "51200"],
+    "Humanoid, standard": ["--env", "Humanoid", "--total-timesteps", "51200", "--arch", "standard"],
     "Pick-Place, hyper": ["--env", "Pick-Place", "--total-timesteps", "24000"],
-    "Pick-Place, hyper, 2 threads": ["--env", "Pick-Place", "--total-timesteps", "24000", "--torch-threads", "2"],
     "Pick-Place, standard": ["--env", "Pick-Place", "--total-timesteps", "24000", "--arch", "standard"],
-    "ML10, hyper, 2 threads": ["--env", "ML10", "--total-timesteps", "24000", "--torch-threads", "2"],
-    "RL2 on Grid-World, hyper": ["rl2_hyper", "--total-timesteps", "50000"],
-    "RL2 on Walker, hyper": ["rl2_hyper", "--env", "Walker", "--total-timesteps", "32000"],
+    "ML10, hyper": ["--env", "ML10", "--total-timesteps", "24000"],
+    "RL2 on Grid-World, hyper": ["rl2_hyper", "--total-timesteps", "30000"],
+    "RL2 on Walker, hyper": ["rl2_hyper", "--env", "Walker", "--total-timesteps", "25600"],
 }
 GROWTH = {
     f"Grid-World, hyper, {num_envs} environments": ["--num-envs", str(num_envs), "--total-timesteps", str(frames)]
-    for num_envs, frames in ((16, 50000), (64, 80000), (256, 160000))
+    for num_envs, frames in ((16, 30000), (64, 60000), (256, 120000))
 }
 GROWTH |= {
     f"Walker, hyper, {num_envs} environments": ["--env", "Walker", "--num-envs", str(num_envs)]
-    + ["--total-timesteps", str(num_envs * 200 * 5)]
+    + ["--total-timesteps", str(num_envs * 200 * 4)]
     for num_envs in (16, 64, 256)
 }
 GROWTH |= {
     f"Grid-World, hyper, {features} embedding features": ["--embedding-features", str(features)]
-    + ["--total-timesteps", "50000"]
+    + ["--total-timesteps", "30000"]
     for features in (10, 25, 100)
 }
 GROWTH |= {
     f"Grid-World, hyper, base network {units}-{units}": ["--state-features", str(units), "--base-layers"]
-    + [str(units), str(units), "--total-timesteps", "20000"]
+    + [str(units), str(units), "--total-timesteps", "12000"]
     for units in (32, 128, 256)
 }
+WARM_UP = 2  # iterations that are not counted: without PPO in the first, without VAE until a meta-episode has ended
 PHASES = ["environment", "policy", "encoder", "rollout's rest", "PPO", "VAE", "rest"]
 
 
@@ -113,13 +115,14 @@ def print_table(header, rows):
 
 
 def split_run(flags):
-    """Trains in this process and returns seconds by phase, frames, and peak memory in MB.
+    """Trains in this process and returns seconds by phase, frames, and peak memory in MB (of all processes together).
 
     A clock that always stands on one phase is moved on by calls that main makes: the scripts know nothing of it.
     """
     name, flags = (flags[0], flags[1:]) if flags[0] == "rl2_hyper" else ("varibad_hyper", flags)
     script = importlib.import_module(name)
-    seconds, now = Counter(), ["set-up", time.perf_counter()]
+    seconds, now, steps = Counter(), ["set-up", time.perf_counter()], [0]
+    args_of_run = script.parse_args([*flags, "--learning-starts", "0"])
 
     def go_to(phase):
         seconds[now[0]] += time.perf_counter() - now[1]
@@ -138,6 +141,10 @@ def split_run(flags):
         original = getattr(owner, function)
 
         def wrapper(*args, **kwargs):
+            if enters:
+                steps[0] += 1
+                if steps[0] == WARM_UP * args_of_run.num_steps + 1:
+                    seconds.clear()
             if now[0] != "rollout's rest" and not (enters and now[0] in ("set-up", "rest")):
                 return original(*args, **kwargs)
             go_to(phase)
@@ -170,18 +177,19 @@ def split_run(flags):
     memory = []  # of this process and every worker
     evaluate_groups = script.evaluate_groups
 
-    def measure_and_evaluate(*args):
+    def evaluate_and_measure(*args):
         go_to("evaluation")
+        evaluations = evaluate_groups(*args)
         memory[:] = [peak_memory(), *(peak_memory(worker.pid) for worker in multiprocessing.active_children())]
-        return evaluate_groups(*args)
+        return evaluations
 
-    script.evaluate_groups = measure_and_evaluate
+    script.evaluate_groups = evaluate_and_measure
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         quiet = ["--eval-interval", "0", "--eval-tasks", "2", "--checkpoint-interval", "0", "--runs-dir", folder]
-        args = script.parse_args([*flags, "--learning-starts", "0", *quiet])
-        script.main(args)
+        script.main(script.parse_args([*flags, "--learning-starts", "0", *quiet]))
     go_to("end")
-    frames = args.total_timesteps // (args.num_envs * args.num_steps) * args.num_envs * args.num_steps
+    batch_size = args_of_run.num_envs * args_of_run.num_steps
+    frames = (args_of_run.total_timesteps // batch_size - WARM_UP) * batch_size
     return {"seconds": {phase: seconds[phase] for phase in PHASES}, "frames": frames, "memory": sum(memory)}
 
 
@@ -268,8 +276,53 @@ def physics_table(num_envs, steps, repetitions):
         ratios = [f"{speed['ours'] / speed['physics']:.2f}", contacts, f"{speed['ours'] / speed['sync']:.2f}"]
         ratios.append(f"{speed['threads'] / speed['ours']:.2f}")
         rows.append([name, *(f"{speed[key]:,.0f}" for key in ("ours", "physics", "sync")), *ratios])
-    header = ["task", "ours, steps/s", "mj_step", "SyncVectorEnv", "of mj_step", "of mj_step + contact forces"]
+    header = [
+        f"task, {num_envs} environments",
+        "ours, steps/s",
+        "mj_step",
+        "SyncVectorEnv",
+        "of mj_step",
+        "of mj_step + contact forces",
+    ]
     print_table([*header, "of SyncVectorEnv", f"x with {os.cpu_count()} threads"], rows)
+
+
+def meta_world_table(steps, repetitions):
+    """Steps of eight environments: ours in processes and in this one, and Meta-World's own classes in a plain loop."""
+    rows = []
+    for name in ("Pick-Place", "ML10"):
+        benchmark = varibad_hyper.make_benchmark(name, 1)
+        rng = np.random.default_rng(0)
+        actions = rng.uniform(-1, 1, (steps, 8, 4)).astype(np.float32)
+        processes, alone = (varibad_hyper.MetaWorldVectorEnv(benchmark, 8, n, False) for n in (os.cpu_count(), 1))
+        tasks = processes.train_tasks[:8]
+        robots = []
+        for number in tasks[:, 0]:
+            task = alone.groups.tasks[number]
+            robots.append(benchmark.train_classes[task.env_name]())
+            robots[-1].set_task(task)
+
+        def ours(envs, tasks=tasks, actions=actions):
+            envs.reset(options={"tasks": tasks})
+            for action in actions:
+                envs.step(action)
+
+        def own(robots=robots, actions=actions):
+            for i, robot in enumerate(robots):
+                robot.reset()
+                for action in actions[:, i]:
+                    robot.step(action)
+
+        functions = {
+            "processes": functools.partial(ours, processes),
+            "alone": functools.partial(ours, alone),
+            "own": own,
+        }
+        speed = {key: 8 * steps / value for key, value in median_times(functions, repetitions).items()}
+        rows.append([name, *(f"{speed[key]:,.0f}" for key in functions), f"{speed['processes'] / speed['own']:.2f}"])
+        processes.close()
+    header = ["benchmark", f"{os.cpu_count()} processes, steps/s", "one process", "Meta-World's own, one process"]
+    print_table([*header, "ours of its own"], rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -299,7 +352,11 @@ def expanded(layers, inputs, x):
 
 
 FORMS = {"stacked": stacked, "materialised": materialised, "expanded": expanded}
-SIZES = {"small": (25, [16, 32, 32, 5]), "XL": (10, [256, 256, 128, 6])}
+SIZES = {
+    "small": (25, [16, 32, 32, 5]),
+    "XL": (10, [256, 256, 128, 6]),
+    "XL, 25 features": (25, [256, 256, 128, 6]),
+}
 
 
 def base_network(size):
@@ -459,6 +516,10 @@ def main():
             train_table(runs, 1 if args.quick else 3)
     if "physics" in chosen:
         physics_table(16, 5 if args.quick else 50, 1 if args.quick else 5)
+        meta_world_table(20 if args.quick else 200, 1 if args.quick else 5)
+    if "growth" in chosen and not args.quick:
+        physics_table(64, 15, 5)
+        physics_table(256, 5, 5)
     if "layer" in chosen:
         layer_table([16] if args.quick else [16, 3200], 1 if args.quick else 5)
     if "vae" in chosen:

@@ -24,23 +24,27 @@ def numbers(row):
 
 @pytest.mark.slow
 def test_physics_and_layer_tables():
+    """Every cell but the name is a number, or `-` where a task needs no contact forces."""
     table = rows("physics", "layer")
     assert [row[0] for row in table] == [
-        *("task", "Cheetah-Dir", "Walker", "Ant-Dir", "Humanoid"),
-        *("actor", "small, 16 samples", "XL, 16 samples"),
+        *("task, 16 environments", "Cheetah-Dir", "Walker", "Ant-Dir", "Humanoid"),
+        *("benchmark", "Pick-Place", "ML10"),
+        *("actor", "small, 16 samples", "XL, 16 samples", "XL, 25 features, 16 samples"),
     ]
-    assert all(numbers(row) for row in table[1:5] + table[6:])
+    for row in table:
+        if row[0] not in ("task, 16 environments", "benchmark", "actor"):
+            assert len(numbers(row)) + row.count("-") == len(row) - 1, row
+    assert [row.count("-") for row in table[1:5]] == [1, 1, 0, 0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["RL2 on Grid-World, hyper", "Walker, standard"])
 def test_split_of_a_run(run):
-    """Phases are all there and make up the whole; RL2 has no VAE."""
+    """Every phase takes time, but for RL2's VAE, which it has not."""
     header, row = rows("train", "--only", run)
     cells = dict(zip(header, row, strict=True))
     assert cells["run"] == run
     shares = {name.removesuffix(" %"): int(cell) for name, cell in cells.items() if name.endswith("%")}
-    assert 95 <= sum(shares.values()) <= 105
     assert (shares.pop("VAE") > 0) == (run == "Walker, standard")
     assert min(shares["environment"], shares["policy"], shares["encoder"], shares["PPO"]) > 0
     assert float(cells["frames/s"].replace(",", "")) > 0 and float(cells["peak MB"].replace(",", "")) > 200

@@ -271,7 +271,7 @@ def test_training_touches_no_test_task(script, env, tmp_path, monkeypatch):
         assert [episodes[name, goal] for goal in stepped] == 4 * [2]
         if env == "ML10":
             assert len({class_name for class_name, _ in stepped}) == 4
-        assert set(set_tasks[name]) - set(stepped) <= train_goals  # drawn at the end and never stepped
+        assert set(set_tasks[name]) == set(stepped)
 
 
 def test_task_stays_within_a_meta_episode_and_every_class_has_its_turn(monkeypatch):
@@ -737,7 +737,7 @@ def test_number_of_workers_divides_that_of_environments(monkeypatch):
 
     def start(groups, **kwargs):
         started.append([group.args[2] for group in groups])
-        return SimpleNamespace(close=lambda **kwargs: None)
+        return SimpleNamespace(processes=[])
 
     monkeypatch.setattr(varibad_hyper.gym.vector, "AsyncVectorEnv", start)
     monkeypatch.setattr(varibad_hyper.os, "sched_getaffinity", lambda pid: set(range(5)), raising=False)
@@ -854,10 +854,10 @@ def test_killed_worker_ends_the_run_with_a_sentence(two_runs):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_signals_to_all_processes_stop_the_run_in_order(two_runs, number):
-    """Workers leave what the terminal or a scheduler sends to the whole process group to the run; it can be resumed."""
+    """Workers leave what the terminal or a scheduler sends to every process to the run; it can be resumed."""
     for script, run in two_runs.items():
         run.wait_for_training()
-        os.killpg(run.process.pid, number)
+        os.killpg(run.process.pid, number)  # the group of all processes
         status, error = run.end()
         assert status == 128 + number and "Traceback" not in error and "error: " not in error, error
         (folder,) = run.runs_dir.iterdir()

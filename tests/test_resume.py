@@ -210,7 +210,7 @@ def test_contradicting_flags_are_refused(script, tmp_path, capsys):
         "--cuda",
     ):
         refused(script, capsys, ["--resume", str(folder), *flags.split()], flags.split()[0])
-    resume(script, folder, "--seed", "1", "--num-envs", "4")  # the same again is no contradiction
+    resume(script, folder, "--seed", "1", "--num-envs", "4", "--env-workers", "2")  # the same, and another machine
 
 
 @both_scripts

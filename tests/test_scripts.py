@@ -39,7 +39,7 @@ def check_run(script, folder, flags):
     args = script.parse_args([*SHORT, *flags])
     result = json.loads((folder / "result.json").read_text())
     assert result["frames"] == 740 and result["env"] == args.env and result["args"]["seed"] == args.seed
-    assert result["versions"].keys() == {"torch", "mujoco", "gymnasium", "metaworld"}
+    assert result["versions"].keys() == {"torch", "mujoco", "gymnasium"}
     assert result["wall_time"] > 0 and result["SPS"] == pytest.approx(740 / result["wall_time"])
 
     tags = scalars(folder)
@@ -281,6 +281,7 @@ BAD_INPUT = {
     "one evaluation task": (["--eval-tasks", "1"], "--eval-tasks 1"),
     "one frame": (["--num-envs", "1", "--num-steps", "1", "--num-minibatches", "1"], "single frame"),
     "empty layers": (["--base-layers"], "--base-layers"),
+    "too many workers": (["--env-workers", "2000"], "at most 1024"),
     "zero-width layer": (["--base-layers", "32", "0"], "--base-layers is 0"),
     "no bias and nothing else": (["--no-hyper-bias"], "--init weight"),
     "no bias without hypernetwork": (["--no-hyper-bias", "--arch", "film", "--init", "normc"], "--arch hyper"),
@@ -303,7 +304,7 @@ def test_bad_input_gets_one_sentence(script, capsys, flags, words):
     [
         (["--no-decode-reward"], "--decode-reward"),
         (["--decoder-layers"], "--decoder-layers"),
-        (["--embedding", "one-hot", "--env", "Walker"], "finitely many tasks"),
+        (["--embedding", "one-hot", "--env", "Walker"], "not for Walker"),
         (["--vae-buffer", "1e12"], "--vae-buffer 1000000000000"),
         (["--vae-buffer", "1e18"], "--vae-buffer 1000000000000000000"),
     ],
