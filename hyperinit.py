@@ -8,6 +8,7 @@ HFI and HFO are from "Principled Weight Initialization for Hypernetworks" (Chang
 The head is kept as a *stack of base layers*. For a base layer with weight (out, in) it is a tensor [K + 1, out, in]:
 slices 0 .. K-1 are the columns W_:,k, the last slice is b. The generated bias is a stack [K + 1, out, 1]: a layer of
 fan-in 1 whose input is always 1. The initialisers below work in place on one such stack, as in `torch.nn.init`.
+`python hyperinit.py` shows what each of them does to the policies of many tasks.
 
 Letters: B batch, K = d_k features of the hypernetwork's last layer, P = out * in parameters of a base layer,
 d_j fan-in of the base layer (in), d_i fan-out (out), f the base network's own initialisation, a function that fills one
@@ -231,3 +232,110 @@ def init_film_linear_(layer: FilmLinear, scheme: str, f_weight: BaseInit) -> Non
     else:
         raise ValueError(f"FiLM has no initialisation {scheme!r}: choose from {', '.join(FILM_SCHEMES)}.")
     f_weight(layer.weight.detach())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# `python hyperinit.py`: what every initialiser does to the policies of many tasks, before any training.
+
+SIZES = [64, 128, 128, 6]  # a base network of MuJoCo: the observation's features, two tanh layers, the actions' means
+K = 10  # embedding features
+
+
+def generated_network(scheme: str) -> list[HyperLinear]:
+    """The layers of a base network whose f is normc, as the scripts make them for continuous actions."""
+    layers = [HyperLinear(fan_in, fan_out, K) for fan_in, fan_out in zip(SIZES[:-1], SIZES[1:], strict=True)]
+    for layer in layers:
+        gain = 1.0 if layer is layers[-1] else nn.init.calculate_gain("tanh")
+        init_hyper_linear_(layer, scheme, lambda weight, gain=gain: normc_(weight, gain), nn.init.zeros_, gain)
+    return layers
+
+
+def random_embeddings(tasks: int) -> Tensor:
+    """What the hypernetwork reads of normalised embeddings of 10 numbers, with a 1 appended, [tasks, K+1].
+
+    As in the scripts they have passed a linear + tanh layer, so that |x|^2 is about K / 4.
+    """
+    return F.pad(torch.tanh(nn.Linear(10, K)(torch.randn(tasks, 10))), (0, 1), value=1.0)
+
+
+@torch.no_grad()
+def measure(scheme: str, tasks: int = 50, observations: int = 200) -> dict[str, list[float] | Tensor]:
+    """Figures of one draw of the head, over random embeddings and observations of unit variance.
+
+    scale: root mean square of every layer's outputs before tanh; saturated: share of the hidden units beyond +-0.99, in
+    percent; spread: standard deviation between tasks of the action for one observation, root mean square; likeness:
+    mean cosine between the generated parameters of two tasks; actions: of all tasks for one observation [tasks].
+    """
+    layers, x = generated_network(scheme), random_embeddings(tasks)
+    parameters = torch.cat([x @ stack.flatten(1) for layer in layers for stack in (layer.weight, layer.bias)], dim=1)
+    directions = F.normalize(parameters, dim=1)  # [tasks, P]
+    likeness = (directions @ directions.T).sum() - tasks  # without every task's with itself
+    h = torch.randn(observations, SIZES[0]).repeat(tasks, 1)  # [tasks * observations, in]
+    x = x.repeat_interleave(observations, dim=0)
+    scale, saturated = [], []
+    for layer in layers:
+        h = layer(h, x)
+        scale.append(h.square().mean().sqrt().item())
+        if layer is not layers[-1]:
+            h = torch.tanh(h)
+            saturated.append((h.abs() > 0.99).float().mean().item())
+    actions = h.view(tasks, observations, -1)
+    return {
+        "scale": scale,
+        "saturated": [100 * sum(saturated) / len(saturated)],
+        "spread": [actions.std(dim=0).square().mean().sqrt().item()],
+        "likeness": [(likeness / (tasks * (tasks - 1))).item()],
+        "actions": actions[:, 0, 0],
+    }
+
+
+def main(picture: str) -> None:
+    """Prints the table and draws it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    torch.manual_seed(0)
+    draws = {scheme: [measure(scheme) for _ in range(5)] for scheme in HYPER_SCHEMES}
+
+    def mean(scheme: str, name: str) -> list[float]:
+        return torch.tensor([draw[name] for draw in draws[scheme]]).mean(0).tolist()
+
+    sizes = "-".join(map(str, SIZES))
+    print(f"base network {sizes}, {K} embedding features, 50 tasks, mean of 5 draws; f alone is `bias`")
+    print("init         scale of layer 1, 2, 3   saturated %   spread of actions   likeness of two tasks")
+    for scheme in HYPER_SCHEMES:
+        scales = "".join(f"{value:8.2f}" for value in mean(scheme, "scale"))
+        saturated, spread, likeness = (mean(scheme, name)[0] for name in ("saturated", "spread", "likeness"))
+        print(f"{scheme:12} {scales} {saturated:13.0f} {spread:19.2f} {likeness:23.2f}")
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for k, scheme in enumerate(HYPER_SCHEMES):
+        bold = {"lw": 3, "color": "black", "zorder": 3} if scheme == "bias" else {"color": f"C{k}"}
+        left.plot([1, 2, 3], mean(scheme, "scale"), "o-", **bold)
+        left.text(3.08, mean(scheme, "scale")[-1], scheme, va="center", color=bold["color"])
+        middle.scatter([k] * 50, draws[scheme][0]["actions"], s=14, alpha=0.5, color=bold["color"])
+        right.bar(k, mean(scheme, "likeness")[0], color=bold["color"])
+    left.set(yscale="log", xlim=(0.9, 3.7), xticks=[1, 2, 3], xlabel="layer (grey: where tanh works)")
+    left.set(title="Scale of activations before tanh")
+    left.axhspan(0.3, 3, color="0.9", zorder=0)
+    middle.axhspan(-1, 1, color="0.9", zorder=0)
+    middle.set(title="One observation's action in 50 tasks", xlabel="grey: what an actuator takes")
+    right.set(title="Likeness (cosine) of two tasks' policies")
+    for axis in (middle, right):
+        axis.set_xticks(range(len(HYPER_SCHEMES)), HYPER_SCHEMES, rotation=30)
+    figure.savefig(picture, dpi=100)
+    print(f"drawn: {picture}")
+
+
+if __name__ == "__main__":
+    import argparse
+
+    parser = argparse.ArgumentParser(description="The initialisers before any training, as a table and a picture.")
+    parser.add_argument("--picture", default="hyperinit.png", help="the file to draw (.png, .svg, .pdf)")
+    arguments = parser.parse_args()
+    try:
+        main(arguments.picture)
+    except (OSError, ValueError) as error:  # a folder that is not there, a format that is not known
+        parser.error(f"--picture {arguments.picture} cannot be drawn: {error}")

@@ -1812,7 +1812,7 @@ def main(args: Args) -> Path | None:
     belief = agent.initial_belief(envs)  # [N, H]
     discounted_return = torch.zeros(args.num_envs, device=device)
     episode_returns = np.zeros((args.num_envs, args.episodes_per_task))  # of the running meta-episodes, by episode
-    episode_successes = np.zeros((args.num_envs, args.episodes_per_task))  # 1 where any step so far fulfilled the task
+    episode_successes = np.zeros((args.num_envs, args.episodes_per_task))  # how many steps fulfilled the task, likewise
     eval_history: list[tuple[int, float]] = []
     meta_return = math.nan  # of the last iteration in which a meta-episode ended
     iteration = 0  # the last one that is complete
