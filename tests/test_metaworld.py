@@ -57,15 +57,6 @@ def made_once():
 
 
 @pytest.fixture(autouse=True)
-def restored_signals():
-    """A run that is stopped leaves its handlers behind, which is no matter where the process ends."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture(autouse=True)
 def no_worker_is_left():
     yield
     if multiprocessing.active_children():

@@ -38,15 +38,6 @@ ITERATIONS = 6
 
 
 @pytest.fixture(autouse=True)
-def restored_signals():
-    """A run that is stopped leaves its handlers behind, which is no matter where the process ends."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture(autouse=True)
 def event_files_in_order(monkeypatch):
     """TensorBoard reads event files by name: time in seconds, host. Here many runs begin in the same second."""
     starts = itertools.count()

@@ -73,6 +73,19 @@ def test_compiling_without_a_compiler_is_refused(script, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: --compile needs a C++ compiler")
 
 
+@needs_compiler
+@both_scripts
+def test_compiler_that_fails_is_told(script, tmp_path, monkeypatch, capsys):
+    def fails(*args, **kwargs):
+        raise RuntimeError("no such header\nand more")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.raises(SystemExit) as stop:
+        run(script, tmp_path, "--compile")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == ("error: --compile does not work on this machine (RuntimeError): leave it out.\n")
+
+
 @both_scripts
 def test_threads_work_in_updates_and_evaluations_alone(script, tmp_path, monkeypatch):
     threads = {"rollout": set(), "update": set(), "evaluation": set()}
