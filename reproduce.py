@@ -1,0 +1,814 @@
+"""The paper's tables and figures, from one command: declares their runs, does them side by side, draws the result.
+
+    python reproduce.py figure1 --quick
+    python reproduce.py table1 --envs Grid-World --total-timesteps 2e6
+
+A run is a command line of `varibad_hyper.py` or `rl2_hyper.py`, which are started as they are. Every run has a folder
+of its own; a finished one is known by its `result.json` and not repeated, another goes on from its checkpoint. Runs
+are tasks of Ray where it is installed (`pip install -r requirements-ray.txt`; `--address` joins a cluster), else
+processes of this machine. Finished runs are rows of `results/ENV.csv`; tables and figures are made from those rows.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any, Literal, NoReturn
+
+import numpy as np
+import tyro
+from scipy.stats import ttest_ind
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The paper: methods, environments, values
+
+V, R = "varibad_hyper.py", "rl2_hyper.py"
+METHODS = {  # name on the command line: name in the paper, script, flags
+    "standard": ("Standard", V, "--arch standard"),
+    "kaiming": ("Kaiming", V, "--init kaiming"),
+    "normc": ("Normc", V, "--init normc"),
+    "orthogonal": ("Orthogonal", V, "--init orthogonal"),
+    "hfi": ("HFI", V, "--init hfi"),
+    "weight": ("Weight-HyperInit", V, "--init weight"),
+    "bias": ("Bias-HyperInit", V, "--init bias"),
+    "film-normc": ("FiLM, Normc", V, "--arch film --init normc"),
+    "film": ("FiLM, Bias-HyperInit", V, "--arch film --init bias"),
+    "rl2-standard": ("RL2, Standard", R, "--arch standard"),
+    "rl2-hfi": ("RL2, HFI", R, "--init hfi"),
+    "rl2": ("RL2, Bias-HyperInit", R, "--init bias"),
+}
+SIZES = {  # Figure 3: state features, hidden layers of the base network (supplementary material)
+    "XS": "--state-features 64 --base-layers 64 32",
+    "S": "--state-features 128 --base-layers 64 64",
+    "M": "--state-features 128 --base-layers 128 64",
+    "L": "--state-features 256 --base-layers 128 128",
+    "XL": "--state-features 256 --base-layers 256 128",
+    "XXL": "--state-features 1024 --base-layers 512 512",
+}
+FRAMES = {  # the presets' --total-timesteps
+    "Grid-World": 4_000_000,
+    "Cheetah-Dir": 100_000_000,
+    "Walker": 100_000_000,
+    "Ant-Dir": 100_000_000,
+    "Humanoid": 100_000_000,
+    "Pick-Place": 50_000_000,
+    "ML10": 100_000_000,
+}
+TABLE1 = ("Grid-World", "Cheetah-Dir", "Walker", "Ant-Dir", "Humanoid")
+PAPER = {  # target: environment: method: mean, standard error
+    "table1": {
+        env: dict(zip(("standard", "kaiming", "normc", "orthogonal", "hfi", "weight", "bias"), cells, strict=True))
+        for env, cells in {
+            "Grid-World": [(35.5, 0.4), (32.1, 1.2), (32.2, 0.5), (34.9, 0.5), (36.8, 0.2), (36.1, 0.5), (36.7, 0.2)],
+            "Cheetah-Dir": [(2104, 87), (378, 169), (356, 134), (1379, 310), (2218, 80), (2066, 119), (2300, 32)],
+            "Walker": [(1828, 38), (331, 37), (357, 60), (1687, 98), (1618, 130), (1748, 57), (1994, 67)],
+            "Ant-Dir": [(1167, 16), (253, 86), (264, 106), (1127, 93), (1370, 9), (1346, 7), (1328, 23)],
+            "Humanoid": [(1842, 233), (266, 23), (249, 18), (1126, 76), (1323, 57), (1048, 21), (1678, 162)],
+        }.items()
+    },
+    "table2": {
+        "Pick-Place": {
+            "standard": (4.4, 2.4),
+            "film-normc": (5.5, 4.8),
+            "film": (34.2, 15.9),
+            "hfi": (25.5, 14.5),
+            "bias": (42.9, 16.3),
+        },
+        "ML10": {
+            "standard": (10.2, 3.0),
+            "hfi": (28.4, 6.0),
+            "bias": (23.9, 6.2),
+            "rl2-standard": (7.2, 5.0),
+            "rl2-hfi": (7.1, 2.4),
+            "rl2": (14.2, 7.2),
+        },
+    },
+}
+BAYES_OPTIMAL = (
+    38.3667  # of Grid-World, 24 goals: the best return that a meta-episode can have without knowing the goal
+)
+# Frames per second of one run on one core, evaluations included (README, "Speed"); `--list` reckons with them.
+SPEED = {
+    "Grid-World": {"hyper": 6900, "standard": 9000, "film": 9300, "rl2": 7300},
+    "Cheetah-Dir": {"hyper": 4600, "standard": 10_700},
+    "Walker": {"hyper": 3100, "standard": 5400, "rl2": 3300},
+    "Ant-Dir": {"hyper": 2500, "standard": 4000},
+    "Humanoid": {"hyper": 1400, "standard": 2500},
+    "Pick-Place": {"hyper": 650, "standard": 970},
+    "ML10": {"hyper": 390},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: `size` is one of SIZES, or None for the preset's own."""
+
+    env: str
+    method: str
+    seed: int
+    frames: int
+    size: str | None = None
+
+    @property
+    def name(self) -> str:
+        return "__".join(str(part) for part in (self.env, self.method, self.size, self.seed, self.frames) if part)
+
+    @property
+    def command(self) -> list[str]:
+        """The script and its flags, without the folder."""
+        _, script, flags = METHODS[self.method]
+        flags += f" {SIZES[self.size]}" if self.size else ""
+        return [
+            script,
+            "--env",
+            self.env,
+            *flags.split(),
+            *f"--seed {self.seed} --total-timesteps {self.frames}".split(),
+        ]
+
+
+# Target: its environments by default, those that --envs takes beside them, methods by default and beside them, seeds.
+EVERY_SEED = {"Pick-Place": 10, "ML10": 3}  # elsewhere 5
+TABLE1_METHODS = tuple(PAPER["table1"]["Grid-World"])
+BESIDE = ("film-normc", "film", "rl2-standard", "rl2")
+TARGETS = {
+    "figure1": (("Grid-World", "Cheetah-Dir"), TABLE1, ("standard", "kaiming", "hfi", "bias"), TABLE1_METHODS + BESIDE),
+    "table1": (TABLE1, TABLE1, TABLE1_METHODS, TABLE1_METHODS + BESIDE),
+    "table2": (("Pick-Place", "ML10"),) * 2 + (tuple(METHODS),) * 2,
+    "figure3": (("Cheetah-Dir", "Walker"), TABLE1, ("standard", "bias"), ("standard", "bias")),
+}
+QUICK = {
+    "envs": ("Grid-World",),
+    "methods": ("standard", "kaiming", "normc", "bias"),
+    "seeds": (1,),
+    "frames": 1_000_000,
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments and the list of runs
+
+
+@dataclass
+class Args:
+    target: tyro.conf.Positional[Literal["figure1", "table1", "table2", "figure3", "readme"]]
+    """which runs to do and draw; readme: none, it makes the README's tables and pictures from the rows in results/"""
+    list: bool = False
+    """whether to print the commands and what they cost, and run nothing"""
+    quick: bool = False
+    """whether to do a small cut on Grid-World that two cores finish within ten minutes"""
+    envs: tuple[str, ...] = ()
+    """environments instead of the target's own"""
+    methods: tuple[str, ...] = ()
+    """methods instead of the target's own; also film-normc, film, rl2-standard and rl2 for figure1 and table1"""
+    sizes: tuple[Literal["XS", "S", "M", "L", "XL", "XXL"], ...] = ("XS", "S", "M", "L", "XL", "XXL")
+    """base networks of figure3"""
+    seeds: tuple[int, ...] = ()
+    """seeds instead of the paper's 1 to 5 (Pick-Place 10, ML10 3)"""
+    total_timesteps: float | None = None
+    """frames of every run instead of the preset's; 2e6 is understood"""
+    executor: Literal["auto", "ray", "local"] = "auto"
+    """Ray, or processes of this machine; auto takes Ray where it is installed"""
+    address: str | None = None
+    """an existing Ray cluster to join, for example auto or 10.0.0.1:6379; its nodes must share this folder"""
+    workers: int = 0
+    """runs side by side on this machine, each on one thread (0: one per core)"""
+    retries: int = 2
+    """how often a run that fails, or whose node dies, is taken up again from its checkpoint"""
+    runs_dir: str = "runs/reproduce"
+    """the folder of the runs' folders; on a cluster a path that all nodes share"""
+    results_dir: str = "results"
+    """where rows, tables and figures go"""
+
+
+def fail(sentence: str) -> NoReturn:
+    """Ends the program with one sentence on stderr and exit status 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def make_runs(args: Args) -> list[Run]:
+    """The runs of args.target, seed by seed so that every cell fills up evenly. Refuses what the target has not."""
+    own_envs, all_envs, own_methods, all_methods = TARGETS[args.target]
+    quick = QUICK if args.quick else {}
+    if args.quick and "Grid-World" not in all_envs:
+        fail(f"--quick is a cut on Grid-World, which {args.target} does not have: use --total-timesteps and --seeds.")
+    envs = args.envs or quick.get("envs", own_envs)
+    methods = args.methods or (own_methods if args.target == "figure3" else quick.get("methods", own_methods))
+    for flag, values, known in (("--envs", envs, all_envs), ("--methods", methods, all_methods)):
+        for value in values:
+            if value not in known:
+                fail(f"{args.target} has no {flag} {value}: choose from {', '.join(known)}.")
+    frames = args.total_timesteps or quick.get("frames")
+    if frames is not None and (frames != int(frames) or frames < 1):
+        fail(f"--total-timesteps {frames} is not a whole number of frames: write it like 2000000 or 2e6.")
+    if any(seed < 0 for seed in args.seeds):
+        fail("--seeds must be 0 or more.")
+    runs = []
+    for seed in args.seeds or quick.get("seeds") or range(1, 11):
+        for env in envs:
+            if not args.seeds and seed > EVERY_SEED.get(env, 5):
+                continue
+            for method in methods:
+                if args.target == "table2" and method not in PAPER["table2"][env]:
+                    continue  # the paper has no such cell
+                for size in args.sizes if args.target == "figure3" else (None,):
+                    runs.append(Run(env, method, seed, int(frames or FRAMES[env]), size))
+    if not runs:
+        fail(f"{args.target} has no such cell: {', '.join(methods)} on {', '.join(envs)}.")
+    return list(dict.fromkeys(runs))
+
+
+def speed(run: Run) -> float | None:
+    """Frames per second of one run on one core as measured, None where that is not known."""
+    kind = "rl2" if METHODS[run.method][1] == R else run.method if run.method in ("standard", "film") else "hyper"
+    kind = "film" if run.method == "film-normc" else kind
+    return SPEED[run.env].get(f"{kind}-{run.size}" if run.size else kind)
+
+
+def print_list(runs: Sequence[Run], args: Args) -> None:
+    """Every command with its cost; then the sum."""
+    hours, unknown = 0.0, 0
+    for run in runs:
+        rate = speed(run)
+        cost = f"{run.frames / rate / 3600:8.2f} h" if rate else "       ? h"
+        hours += run.frames / rate / 3600 if rate else 0
+        unknown += rate is None
+        done = "  done" if find_result(Path(args.runs_dir) / run.name) else ""
+        print(f"{run.frames:12,} frames {cost}  python {shlex.join(run.command)}{done}")
+    cores = args.workers or os.cpu_count() or 1
+    print(
+        f"{len(runs)} runs, {sum(run.frames for run in runs):,} frames: {hours:,.1f} hours of one core, "
+        f"{hours / cores:,.1f} hours on {cores}" + (f", without {unknown} runs of unmeasured speed" if unknown else "")
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One run, on whatever machine
+
+
+class RunFailed(Exception):
+    """A run ended without a result, with this exit status and these last lines."""
+
+    @property
+    def refused(self) -> bool:
+        """Whether the script refused its arguments, so that another try is of no use."""
+        return self.args[0] == 2
+
+    def __str__(self) -> str:
+        return "exit status {}\n{}".format(*self.args)
+
+
+def find_result(folder: Path) -> dict[str, Any] | None:
+    """The result.json of a run's folder, if it is finished."""
+    paths = sorted(folder.glob("*/result.json"))
+    return json.loads(paths[-1].read_text()) | {"folder": paths[-1].parent.name} if paths else None
+
+
+def describe_machine() -> dict[str, str]:
+    """What a row tells of where its run was done."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        cpu = (re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [cpu])[0]
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return {
+        "machine": f"{cpu}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "commit": git.stdout.strip(),
+    }
+
+
+def try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+
+
+def execute(command: Sequence[str], folder: Path, stop_file: Path) -> None:
+    """Does one run in its folder, from its last checkpoint if there is one; nothing if it is finished.
+
+    The lock belongs to the script, too: if this process dies and the script does not, whoever takes the run up waits
+    for the script's end, so that no two ever write to one folder. Where `stop_file` appears, the run is stopped at a
+    checkpoint. Raises RunFailed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        while not try_lock(lock) and not stop_file.exists():
+            time.sleep(0.5)
+        if find_result(folder) is not None or stop_file.exists():
+            return
+        checkpoints = sorted(folder.glob("*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
+        if checkpoints:
+            command = [command[0], "--resume", str(checkpoints[-1].parent)]
+        else:
+            command = [*command, "--runs-dir", str(folder)]
+        (folder / "machine.json").write_text(json.dumps(describe_machine()))
+        with open(folder / "log.txt", "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C reaches the script through this process alone, once
+                pass_fds=(lock.fileno(),),
+            )
+            while process.poll() is None:
+                if stop_file.exists():
+                    process.terminate()  # the script stops after its iteration, at a checkpoint
+                    process.wait()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.5)
+        if process.returncode:
+            raise RunFailed(process.returncode, last_lines(folder / "log.txt"))
+
+
+def last_lines(path: Path, count: int = 5) -> str:
+    """The end of a log, without the progress bar's earlier states, indented."""
+    lines = [line.rpartition("\r")[2].strip() for line in path.read_text(errors="replace").splitlines()]
+    return "\n".join(f"    {line}" for line in [line for line in lines if line][-count:])
+
+
+def frames_so_far(run: Run, folder: Path) -> int:
+    """Frames that a run has done: by its result, or by the last evaluation in its log."""
+    if find_result(folder) is not None:
+        return run.frames
+    try:
+        with open(folder / "log.txt", "rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 100_000))
+            told = re.findall(rb"([\d,]+) frames: ", log.read())
+    except FileNotFoundError:
+        return 0
+    return int(told[-1].replace(b",", b"")) if told else 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows of results/ENV.csv
+
+COLUMNS = (
+    *("env", "method", "size", "seed", "frames", "return", "return_stderr", "episode_returns"),
+    *("test_return", "test_success", "parameters", "base_parameters", "curve"),
+    *("wall_time", "SPS", "started", "machine", "python", "versions", "commit", "command", "args"),
+)
+
+
+def make_row(run: Run, folder: Path) -> dict[str, str]:
+    """The row of a finished run: what it reached, where, and everything needed to repeat it.
+
+    return: of the meta-episode, mean over the evaluation's tasks, and its standard error over them; episode_returns and
+    test_success (%): by episode; curve: (frames, return) of every evaluation; wall_time: s; args: all of the script's.
+    """
+    result = find_result(folder)
+    where = json.loads((folder / "machine.json").read_text())
+    total = result["evaluation"]["meta_episodic_return"]
+    test = result.get("test_evaluation") or {}
+    started = datetime.fromtimestamp(int(re.search(r"__(\d+)(-\d+)?$", result["folder"])[1]), timezone.utc)
+    own = {"runs_dir", "resume", "evaluate"}  # say where it lies, not what it is
+    values = {
+        **{"env": run.env, "method": run.method, "size": run.size or "", "seed": run.seed, "frames": result["frames"]},
+        "return": total["mean"],
+        "return_stderr": total["stderr"],
+        "episode_returns": [v["mean"] for k, v in result["evaluation"].items() if k.startswith("episodic_return_ep")],
+        "test_return": test["meta_episodic_return"]["mean"] if test else "",
+        "test_success": [v["mean"] for k, v in test.items() if k.startswith("success_ep")] if test else "",
+        "parameters": result["parameters"]["total"],
+        "base_parameters": result["parameters"]["base_network"],
+        "curve": result["eval_history"],
+        "wall_time": round(result["wall_time"], 1),
+        "SPS": round(result["SPS"]),
+        "started": started.isoformat(),
+        **where,
+        "versions": result["versions"],
+        "command": shlex.join(run.command),
+        "args": {name: value for name, value in result["args"].items() if name not in own},
+    }
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+
+
+def read_rows(results_dir: Path) -> dict[str, dict[str, str]]:
+    """The last row of every command in results_dir/*.csv. Refuses a file that is not of such rows."""
+    csv.field_size_limit(10**8)
+    rows = {}
+    for path in sorted(results_dir.glob("*.csv")):
+        with open(path, newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                fail(
+                    f"{path} has other columns than this version writes: move it away, or choose another --results-dir."
+                )
+            rows |= {row["command"]: row for row in reader}
+    return rows
+
+
+def append_row(row: dict[str, str], results_dir: Path) -> None:
+    """Adds a row to its environment's file, in one write, so that sweeps side by side do not mix theirs."""
+    path = results_dir / f"{row['env']}.csv"
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    if not path.exists():
+        writer.writeheader()
+    writer.writerow(row)
+    with open(path, "a", newline="") as file:
+        file.write(text.getvalue())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The sweep
+
+
+@dataclass
+class Executor:
+    """submit(command, folder, stop_file) gives the Future of `execute`; slots() is how many go side by side."""
+
+    name: str
+    submit: Callable[[Sequence[str], Path, Path], Future]
+    slots: Callable[[], int]
+
+
+def local_executor(workers: int) -> Executor:
+    """Processes of this machine, each watched by a thread."""
+    pool = ThreadPoolExecutor(workers)
+    return Executor(f"{workers} processes", partial(pool.submit, execute), lambda: workers)
+
+
+def ray_executor(workers: int, address: str | None) -> Executor:
+    """Tasks of Ray, one core each: of a cluster, or of this machine, where Ray is started with `workers` cores."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    own = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level="error", **own)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        fail(f"no Ray cluster answers at --address {address} ({error}): start one with `ray start --head`.")
+    task = ray.remote(num_cpus=1, max_retries=0)(execute)  # `sweep` itself submits again what was lost
+    return Executor(
+        name=f"Ray, {address or f'{workers} cores'}",
+        submit=lambda *arguments: task.remote(*arguments).future(),
+        slots=lambda: int(ray.cluster_resources().get("CPU", 0)),
+    )
+
+
+def watch_signals() -> list[signal.Signals]:
+    """A list that Ctrl-C and SIGTERM are put into; a second one ends the program at once."""
+    received: list[signal.Signals] = []
+
+    def receive(number: int, frame: Any) -> None:
+        received.append(signal.Signals(number))
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, receive)
+    return received
+
+
+def sweep(runs: Sequence[Run], executor: Executor, args: Args) -> dict[Run, str]:
+    """Does the runs that are not finished, appends the rows of all, and returns what failed and why.
+
+    What fails or loses its machine is submitted again, --retries times, and goes on from its checkpoint wherever it
+    lands. Ctrl-C and SIGTERM stop everything at a checkpoint.
+    """
+    runs_dir, results_dir = Path(args.runs_dir).resolve(), Path(args.results_dir)
+    folders = {run: runs_dir / run.name for run in runs}
+    stop_file = runs_dir / f"stop-{os.getpid()}-{int(time.time())}"  # seen wherever the runs' folders are
+    kept = {(row["command"], row["started"]) for row in read_rows(results_dir).values()}
+
+    def keep(run: Run) -> dict[str, str]:
+        row = make_row(run, folders[run])
+        if (row["command"], row["started"]) not in kept:
+            append_row(row, results_dir)
+        return row
+
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    done = {run for run in runs if find_result(folders[run]) is not None}
+    for run in done:
+        keep(run)
+    queued = [run for run in runs if run not in done]
+    failed: dict[Run, str] = {}
+    attempts: Counter[Run] = Counter()
+    signals = watch_signals()
+    before = sum(frames_so_far(run, folders[run]) for run in runs)
+    bar = tqdm(total=sum(run.frames for run in runs), initial=before, unit="frames", unit_scale=True, smoothing=0)
+    bar.write(f"{len(runs)} runs, {len(done)} of them done; {executor.name}; folders in {args.runs_dir}")
+    pending = {executor.submit(run.command, folders[run], stop_file): run for run in queued}
+    while pending and not signals:
+        for future in wait(pending, timeout=2, return_when=FIRST_COMPLETED).done:
+            run = pending.pop(future)
+            error = future.exception()
+            error = getattr(error, "cause", error)  # Ray wraps what a task raises
+            if find_result(folders[run]) is not None:  # whatever became of the task that brought it
+                done.add(run)
+                row = keep(run)
+                bar.write(f"done: {run.name}: return {float(row['return']):.2f}, {row['wall_time']} s")
+            elif attempts[run] < args.retries and not (isinstance(error, RunFailed) and error.refused):
+                attempts[run] += 1
+                bar.write(f"again: {run.name}: {type(error).__name__}: {str(error).splitlines()[0]}")
+                pending[executor.submit(run.command, folders[run], stop_file)] = run
+            else:
+                failed[run] = str(error)
+                bar.write(f"failed: {run.name}")
+        running = min(len(pending), executor.slots())
+        bar.set_postfix_str(f"{len(done)} runs done, {running} running, {len(failed)} failed", refresh=False)
+        bar.update(sum(frames_so_far(run, folders[run]) for run in runs) - bar.n)
+        bar.refresh()
+    if pending:
+        bar.write("stopping: every run writes a checkpoint")
+        stop_file.touch()
+        wait(pending, timeout=300)
+        stop_file.unlink()
+        bar.close()
+        print(
+            f"stopped, {len(done)} of {len(runs)} runs are done; the same command goes on from there.", file=sys.stderr
+        )
+        raise SystemExit(128 + signals[0])
+    bar.close()
+    return failed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics and tables
+
+MIN_SEEDS = 3  # fewer are not tested
+
+
+def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error (sample standard deviation / sqrt(n); nan for one value)."""
+    stderr = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else math.nan
+    return float(np.mean(values)), stderr
+
+
+def not_worse(cells: dict[str, Sequence[float]]) -> set[str]:
+    """The cells that a two-tailed t-test (Welch's, p = 0.05) does not tell from the one with the highest mean.
+
+    Only cells of MIN_SEEDS values and more take part; fewer than two such cells: none.
+    """
+    tested = {name: values for name, values in cells.items() if len(values) >= MIN_SEEDS}
+    if len(tested) < 2:
+        return set()
+    best = max(tested.values(), key=np.mean)
+    same = set()
+    for name, values in tested.items():
+        if np.ptp(values) == np.ptp(best) == 0:  # two constants: no variance to test with
+            different = values[0] != best[0]
+        else:
+            different = ttest_ind(values, best, equal_var=False).pvalue < 0.05
+        if values is best or not different:
+            same.add(name)
+    return same
+
+
+def outcome(row: dict[str, str], target: str) -> float:
+    """What the target's table or figure shows of a run: Table 2 the success in % on test tasks, last episode."""
+    return json.loads(row["test_success"])[-1] if target == "table2" else float(row["return"])
+
+
+def make_table(rows: dict[str, dict[str, str]], runs: Sequence[Run], target: str) -> str:
+    """Markdown: a row per method, and per environment our mean +- standard error over seeds and the paper's.
+
+    Bold as in the paper, among the methods that it compares (of one script). A cell of other than the paper's number of
+    seeds says how many it has, one of too few for a test also that.
+    """
+    envs = list(dict.fromkeys(run.env for run in runs))
+    methods = [method for method in METHODS if any(run.method == method for run in runs)]
+    cells: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        if (row := rows.get(shlex.join(run.command))) is not None:
+            cells.setdefault((run.env, run.method), []).append(outcome(row, target))
+    header, bold = "| |", set()
+    for env in envs:
+        frames = {run.frames for run in runs if run.env == env}
+        header += f" {env}, {' and '.join(f'{count:,}' for count in sorted(frames))} frames | paper, {FRAMES[env]:,} |"
+        for script in (V, R):
+            group = {m: cells[env, m] for m in PAPER[target][env] if (env, m) in cells and METHODS[m][1] == script}
+            bold |= {(env, method) for method in not_worse(group)}
+    lines = [header, "| --- |" + " ---: | ---: |" * len(envs)]
+    digits = {"Grid-World": 1, "Pick-Place": 1, "ML10": 1}
+    for method in methods:
+        line = f"| {METHODS[method][0]} |"
+        for env in envs:
+            values, d = cells.get((env, method), []), digits.get(env, 0)
+            text = "-"
+            if values:
+                mean, stderr = mean_and_stderr(values)
+                text = f"{mean:.{d}f} ± {stderr:.{d}f}" if len(values) > 1 else f"{mean:.{d}f}"
+                text = f"**{text}**" if (env, method) in bold else text
+                if len(values) < MIN_SEEDS:
+                    text += f" ({len(values)} {'seed' if len(values) == 1 else 'seeds'}, too few to test)"
+                elif len(values) != EVERY_SEED.get(env, 5):
+                    text += f" ({len(values)} seeds)"
+            paper = PAPER[target].get(env, {}).get(method)
+            line += f" {text} | {f'{paper[0]} ± {paper[1]}' if paper else '-'} |"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+COLORS = dict(
+    zip(METHODS, ("C7", "C3", "C1", "C6", "C2", "C4", "black", "C8", "C5", "C9", "C0", "tab:blue"), strict=True)
+)
+
+
+def rows_of(rows: dict[str, dict[str, str]], runs: Sequence[Run], **fields: Any) -> list[dict[str, str]]:
+    """The rows of those runs whose fields have these values."""
+    chosen = [run for run in runs if all(getattr(run, name) == value for name, value in fields.items())]
+    return [rows[shlex.join(run.command)] for run in chosen if shlex.join(run.command) in rows]
+
+
+def mean_curve(rows: Sequence[dict[str, str]]) -> np.ndarray:
+    """(frames, mean, standard error over seeds) of every evaluation that all rows have, [points, 3]."""
+    curves = [dict(json.loads(row["curve"])) for row in rows]
+    frames = sorted(set.intersection(*map(set, curves)))
+    return np.array([(step, *mean_and_stderr([curve[step] for curve in curves])) for step in frames])
+
+
+def new_figure(panels: int) -> tuple[Any, list[Any]]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "", "svg.fonttype": "none"})  # the same rows give the same file
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, panels, figsize=(5.5 * panels, 4), layout="constrained", squeeze=False)
+    return figure, list(axes[0])
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes path.png and path.svg."""
+    figure.savefig(path.with_suffix(".png"), dpi=100, metadata={"Software": None})
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def draw_curves(rows: dict[str, dict[str, str]], runs: Sequence[Run], path: Path) -> None:
+    """Figure 1: return against frames, mean and standard error over seeds, a panel per environment."""
+    envs = [env for env in TABLE1 if rows_of(rows, runs, env=env)]
+    figure, axes = new_figure(len(envs))
+    for axis, env in zip(axes, envs, strict=True):
+        for method in METHODS:
+            if not (of_method := rows_of(rows, runs, env=env, method=method)):
+                continue
+            frames, mean, stderr = mean_curve(of_method).T
+            seeds = f"{len(of_method)} seed{'s' if len(of_method) > 1 else ''}"
+            axis.plot(frames, mean, color=COLORS[method], label=f"{METHODS[method][0]} ({seeds})")
+            if len(of_method) > 1:
+                axis.fill_between(frames, mean - stderr, mean + stderr, color=COLORS[method], alpha=0.2, lw=0)
+        if env == "Grid-World":
+            axis.axhline(BAYES_OPTIMAL, color="black", ls=":", lw=1)
+            axis.text(0, BAYES_OPTIMAL, f" Bayes-optimal {BAYES_OPTIMAL:.2f}", va="bottom", fontsize=8)
+            axis.set_ylim(top=BAYES_OPTIMAL + 4)
+        axis.set(title=env, xlabel="frames", ylabel="return of a meta-episode", xlim=(0, None))
+        axis.legend(fontsize=8)
+    save(figure, path)
+
+
+def draw_sizes(rows: dict[str, dict[str, str]], runs: Sequence[Run], path: Path) -> None:
+    """Figure 3: return at the end against parameters of the base network (left) and of the whole model (right)."""
+    envs = [env for env in TABLE1 if rows_of(rows, runs, env=env)]
+    figure, axes = new_figure(2 * len(envs))
+    for i, env in enumerate(envs):
+        for axis, column in zip(axes[2 * i : 2 * i + 2], ("base_parameters", "parameters"), strict=True):
+            for method in [method for method in METHODS if rows_of(rows, runs, env=env, method=method)]:
+                points, labels = [], []
+                for size in SIZES:
+                    if of_size := rows_of(rows, runs, env=env, method=method, size=size):
+                        mean, stderr = mean_and_stderr([float(row["return"]) for row in of_size])
+                        points.append((int(of_size[0][column]), mean, 0 if math.isnan(stderr) else stderr))
+                        labels.append(f"{size}{'' if len(of_size) > 1 else ' (1 seed)'}")
+                x, mean, stderr = zip(*points, strict=True)
+                axis.errorbar(x, mean, stderr, fmt="o-", capsize=3, color=COLORS[method], label=METHODS[method][0])
+                for label, *at in zip(labels, x, mean, strict=True):
+                    axis.annotate(label, at, (4, 4), textcoords="offset points", fontsize=8)
+            axis.set(xscale="log", title=env, ylabel="return of a meta-episode")
+            axis.set_xlabel(f"parameters of the {'base network' if column == 'base_parameters' else 'whole model'}")
+            axis.legend(fontsize=8)
+    save(figure, path)
+
+
+def draw(target: str, rows: dict[str, dict[str, str]], runs: Sequence[Run], path: Path) -> list[Path]:
+    """Makes the target's files, `path` with other suffixes, from the rows of its runs; returns them."""
+    if target in PAPER:
+        table = make_table(rows, runs, target)
+        print(table)
+        path.with_suffix(".md").write_text(table + "\n")
+        return [path.with_suffix(".md")]
+    (draw_curves if target == "figure1" else draw_sizes)(rows, runs, path)
+    return [path.with_suffix(".png"), path.with_suffix(".svg")]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The README, from the rows in results/
+
+
+def kept_runs(rows: dict[str, dict[str, str]], target: str) -> list[Run]:
+    """The runs of a target that there are rows of, in each environment those of the budget that has most."""
+    _, envs, _, methods = TARGETS[target]
+    runs = []
+    for row in rows.values():
+        frames = json.loads(row["args"])["total_timesteps"]
+        run = Run(row["env"], row["method"], int(row["seed"]), frames, row["size"] or None)
+        if run.env in envs and run.method in methods and bool(run.size) == (target == "figure3"):
+            runs.append(run)
+    budgets = Counter((run.env, run.frames) for run in runs)
+    most = {env: frames for (env, frames), _ in reversed(budgets.most_common())}
+    order = list(METHODS), list(envs)
+    runs = [run for run in runs if run.frames == most[run.env]]
+    return sorted(runs, key=lambda run: (order[1].index(run.env), order[0].index(run.method), run.seed))
+
+
+def make_seeds_table(rows: dict[str, dict[str, str]], runs: Sequence[Run]) -> str:
+    """Markdown: what every run reached and how long it took."""
+    lines = ["| command | frames | seeds | return, by seed | hours |", "| --- | ---: | --- | --- | ---: |"]
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.env, run.method, run.size, run.frames), []).append(run)
+    for (*_, frames), group in groups.items():
+        of_group = rows_of(rows, group)
+        command = shlex.join(group[0].command).replace(f" --seed {group[0].seed} --total-timesteps {frames}", "")
+        returns = ", ".join(f"{float(row['return']):.2f}" for row in of_group)
+        hours = sum(float(row["wall_time"]) for row in of_group) / 3600
+        seeds = ", ".join(row["seed"] for row in of_group)
+        lines.append(f"| `python {command}` | {frames:,} | {seeds} | {returns} | {hours:.1f} |")
+    return "\n".join(lines)
+
+
+def readme_blocks(rows: dict[str, dict[str, str]]) -> dict[str, str]:
+    """The generated parts of the README, by name."""
+    blocks = {target: make_table(rows, kept_runs(rows, target), target) for target in PAPER if kept_runs(rows, target)}
+    every = [run for target in ("table1", "table2", "figure3") for run in kept_runs(rows, target)]
+    return blocks | {"seeds": make_seeds_table(rows, every)}
+
+
+def fill_readme(text: str, blocks: dict[str, str]) -> str:
+    """Replaces what stands between `<!-- name -->` and `<!-- end of name -->`."""
+    for name, block in blocks.items():
+        before, start, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- end of {name} -->")
+        text = f"{before}{start}{block}\n{end}{after}" if start and end else text
+    return text
+
+
+def make_readme(results_dir: Path) -> None:
+    """Rewrites the README's generated parts and the pictures of figures 1 and 3 from the rows in results_dir."""
+    rows = read_rows(results_dir)
+    readme = ROOT / "README.md"
+    readme.write_text(fill_readme(readme.read_text(), readme_blocks(rows)))
+    for target in ("figure1", "figure3"):
+        if runs := kept_runs(rows, target):
+            print("drawn:", *draw(target, rows, runs, ROOT / "pictures" / target))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main(args: Args) -> None:
+    """Does what the command line says; exit status 1 if a run failed."""
+    results_dir = Path(args.results_dir)
+    if args.target == "readme":
+        make_readme(results_dir)
+        return
+    runs = make_runs(args)
+    if args.list:
+        print_list(runs, args)
+        return
+    with_ray = args.executor == "ray" or bool(args.address) or (args.executor == "auto" and find_spec("ray"))
+    if with_ray and find_spec("ray") is None:
+        fail("Ray is not installed: pip install -r requirements-ray.txt, or leave --executor and --address out.")
+    workers = args.workers or os.cpu_count() or 1
+    results_dir.mkdir(parents=True, exist_ok=True)
+    executor = ray_executor(workers, args.address) if with_ray else local_executor(workers)
+    failed = sweep(runs, executor, args)
+    rows = read_rows(results_dir)
+    if drawn := rows_of(rows, [run for run in runs if run not in failed]):
+        files = draw(args.target, rows, runs, results_dir / f"{args.target}{'-quick' if args.quick else ''}")
+        print("drawn:", *files, f"({len(drawn)} of {len(runs)} runs)")
+    for run, why in failed.items():
+        print(f"\nfailed: {run.name}: {why}\n  again: python {shlex.join(run.command)}", file=sys.stderr)
+    if failed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__.partition("\n")[0]))
