@@ -76,38 +76,28 @@ FRAMES = {  # the presets' --total-timesteps
     "ML10": 100_000_000,
 }
 TABLE1 = ("Grid-World", "Cheetah-Dir", "Walker", "Ant-Dir", "Humanoid")
-PAPER = {  # target: environment: method: mean, standard error
+PAPER = {  # target: method: a mean and a standard error for every environment, in the order of the paper's columns
     "table1": {
-        env: dict(zip(("standard", "kaiming", "normc", "orthogonal", "hfi", "weight", "bias"), cells, strict=True))
-        for env, cells in {
-            "Grid-World": [(35.5, 0.4), (32.1, 1.2), (32.2, 0.5), (34.9, 0.5), (36.8, 0.2), (36.1, 0.5), (36.7, 0.2)],
-            "Cheetah-Dir": [(2104, 87), (378, 169), (356, 134), (1379, 310), (2218, 80), (2066, 119), (2300, 32)],
-            "Walker": [(1828, 38), (331, 37), (357, 60), (1687, 98), (1618, 130), (1748, 57), (1994, 67)],
-            "Ant-Dir": [(1167, 16), (253, 86), (264, 106), (1127, 93), (1370, 9), (1346, 7), (1328, 23)],
-            "Humanoid": [(1842, 233), (266, 23), (249, 18), (1126, 76), (1323, 57), (1048, 21), (1678, 162)],
-        }.items()
+        "standard": "35.5 ± 0.4, 2104 ± 87, 1828 ± 38, 1167 ± 16, 1842 ± 233",
+        "kaiming": "32.1 ± 1.2, 378 ± 169, 331 ± 37, 253 ± 86, 266 ± 23",
+        "normc": "32.2 ± 0.5, 356 ± 134, 357 ± 60, 264 ± 106, 249 ± 18",
+        "orthogonal": "34.9 ± 0.5, 1379 ± 310, 1687 ± 98, 1127 ± 93, 1126 ± 76",
+        "hfi": "36.8 ± 0.2, 2218 ± 80, 1618 ± 130, 1370 ± 9, 1323 ± 57",
+        "weight": "36.1 ± 0.5, 2066 ± 119, 1748 ± 57, 1346 ± 7, 1048 ± 21",
+        "bias": "36.7 ± 0.2, 2300 ± 32, 1994 ± 67, 1328 ± 23, 1678 ± 162",
     },
-    "table2": {
-        "Pick-Place": {
-            "standard": (4.4, 2.4),
-            "film-normc": (5.5, 4.8),
-            "film": (34.2, 15.9),
-            "hfi": (25.5, 14.5),
-            "bias": (42.9, 16.3),
-        },
-        "ML10": {
-            "standard": (10.2, 3.0),
-            "hfi": (28.4, 6.0),
-            "bias": (23.9, 6.2),
-            "rl2-standard": (7.2, 5.0),
-            "rl2-hfi": (7.1, 2.4),
-            "rl2": (14.2, 7.2),
-        },
+    "table2": {  # success in %
+        "standard": "4.4 ± 2.4, 10.2 ± 3.0",
+        "hfi": "25.5 ± 14.5, 28.4 ± 6.0",
+        "bias": "42.9 ± 16.3, 23.9 ± 6.2",
+        "film-normc": "5.5 ± 4.8, -",
+        "film": "34.2 ± 15.9, -",
+        "rl2-standard": "-, 7.2 ± 5.0",
+        "rl2-hfi": "-, 7.1 ± 2.4",
+        "rl2": "-, 14.2 ± 7.2",
     },
 }
-BAYES_OPTIMAL = (
-    38.3667  # of Grid-World, 24 goals: the best return that a meta-episode can have without knowing the goal
-)
+BAYES_OPTIMAL = 38.3667  # the best return of a meta-episode of Grid-World (24 goals) without being told the goal
 # Frames per second of one run on one core, evaluations included (README, "Speed"); `--list` reckons with them.
 SPEED = {
     "Grid-World": {"hyper": 6900, "standard": 9000, "film": 9300, "rl2": 7300},
@@ -138,19 +128,21 @@ class Run:
     def command(self) -> list[str]:
         """The script and its flags, without the folder."""
         _, script, flags = METHODS[self.method]
-        flags += f" {SIZES[self.size]}" if self.size else ""
-        return [
-            script,
-            "--env",
-            self.env,
-            *flags.split(),
-            *f"--seed {self.seed} --total-timesteps {self.frames}".split(),
-        ]
+        flags = (
+            f"--env {self.env} {flags} {SIZES.get(self.size, '')} --seed {self.seed} --total-timesteps {self.frames}"
+        )
+        return [script, *flags.split()]
+
+
+def paper_value(target: str, env: str, method: str) -> str:
+    """What the paper's table says, "-" where it has no such cell."""
+    cells = PAPER[target].get(method, "").split(", ")
+    return dict(zip(TARGETS[target][0], cells, strict=False)).get(env, "-") or "-"
 
 
 # Target: its environments by default, those that --envs takes beside them, methods by default and beside them, seeds.
 EVERY_SEED = {"Pick-Place": 10, "ML10": 3}  # elsewhere 5
-TABLE1_METHODS = tuple(PAPER["table1"]["Grid-World"])
+TABLE1_METHODS = tuple(PAPER["table1"])
 BESIDE = ("film-normc", "film", "rl2-standard", "rl2")
 TARGETS = {
     "figure1": (("Grid-World", "Cheetah-Dir"), TABLE1, ("standard", "kaiming", "hfi", "bias"), TABLE1_METHODS + BESIDE),
@@ -219,18 +211,18 @@ def make_runs(args: Args) -> list[Run]:
         for value in values:
             if value not in known:
                 fail(f"{args.target} has no {flag} {value}: choose from {', '.join(known)}.")
-    frames = args.total_timesteps or quick.get("frames")
-    if frames is not None and (frames != int(frames) or frames < 1):
+    frames = quick.get("frames") if args.total_timesteps is None else args.total_timesteps
+    if frames is not None and not (float(frames).is_integer() and frames > 0):
         fail(f"--total-timesteps {frames} is not a whole number of frames: write it like 2000000 or 2e6.")
-    if any(seed < 0 for seed in args.seeds):
-        fail("--seeds must be 0 or more.")
+    if min(args.workers, args.retries, *args.seeds, 0) < 0:
+        fail("--seeds, --workers and --retries must be 0 or more.")
     runs = []
     for seed in args.seeds or quick.get("seeds") or range(1, 11):
         for env in envs:
             if not args.seeds and seed > EVERY_SEED.get(env, 5):
                 continue
             for method in methods:
-                if args.target == "table2" and method not in PAPER["table2"][env]:
+                if args.target == "table2" and paper_value("table2", env, method) == "-":
                     continue  # the paper has no such cell
                 for size in args.sizes if args.target == "figure3" else (None,):
                     runs.append(Run(env, method, seed, int(frames or FRAMES[env]), size))
@@ -347,7 +339,7 @@ def execute(command: Sequence[str], folder: Path, stop_file: Path) -> None:
 
 def last_lines(path: Path, count: int = 5) -> str:
     """The end of a log, without the progress bar's earlier states, indented."""
-    lines = [line.rpartition("\r")[2].strip() for line in path.read_text(errors="replace").splitlines()]
+    lines = [line.rpartition("\r")[2].strip() for line in path.read_bytes().decode(errors="replace").split("\n")]
     return "\n".join(f"    {line}" for line in [line for line in lines if line][-count:])
 
 
@@ -501,7 +493,6 @@ def sweep(runs: Sequence[Run], executor: Executor, args: Args) -> dict[Run, str]
             append_row(row, results_dir)
         return row
 
-    runs_dir.mkdir(parents=True, exist_ok=True)
     done = {run for run in runs if find_result(folders[run]) is not None}
     for run in done:
         keep(run)
@@ -599,9 +590,10 @@ def make_table(rows: dict[str, dict[str, str]], runs: Sequence[Run], target: str
     header, bold = "| |", set()
     for env in envs:
         frames = {run.frames for run in runs if run.env == env}
-        header += f" {env}, {' and '.join(f'{count:,}' for count in sorted(frames))} frames | paper, {FRAMES[env]:,} |"
+        header += f" {env}, {' and '.join(f'{count:,}' for count in sorted(frames))} frames | paper |"
         for script in (V, R):
-            group = {m: cells[env, m] for m in PAPER[target][env] if (env, m) in cells and METHODS[m][1] == script}
+            compared = [m for m in methods if METHODS[m][1] == script and paper_value(target, env, m) != "-"]
+            group = {method: cells[env, method] for method in compared if (env, method) in cells}
             bold |= {(env, method) for method in not_worse(group)}
     lines = [header, "| --- |" + " ---: | ---: |" * len(envs)]
     digits = {"Grid-World": 1, "Pick-Place": 1, "ML10": 1}
@@ -618,8 +610,7 @@ def make_table(rows: dict[str, dict[str, str]], runs: Sequence[Run], target: str
                     text += f" ({len(values)} {'seed' if len(values) == 1 else 'seeds'}, too few to test)"
                 elif len(values) != EVERY_SEED.get(env, 5):
                     text += f" ({len(values)} seeds)"
-            paper = PAPER[target].get(env, {}).get(method)
-            line += f" {text} | {f'{paper[0]} ± {paper[1]}' if paper else '-'} |"
+            line += f" {text} | {paper_value(target, env, method)} |"
         lines.append(line)
     return "\n".join(lines)
 
@@ -773,6 +764,8 @@ def fill_readme(text: str, blocks: dict[str, str]) -> str:
 def make_readme(results_dir: Path) -> None:
     """Rewrites the README's generated parts and the pictures of figures 1 and 3 from the rows in results_dir."""
     rows = read_rows(results_dir)
+    if not rows:
+        fail(f"there are no rows in {results_dir}: do some runs, or choose another --results-dir.")
     readme = ROOT / "README.md"
     readme.write_text(fill_readme(readme.read_text(), readme_blocks(rows)))
     for target in ("figure1", "figure3"):
@@ -797,7 +790,11 @@ def main(args: Args) -> None:
     if with_ray and find_spec("ray") is None:
         fail("Ray is not installed: pip install -r requirements-ray.txt, or leave --executor and --address out.")
     workers = args.workers or os.cpu_count() or 1
-    results_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        results_dir.mkdir(parents=True, exist_ok=True)
+        Path(args.runs_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"cannot make {error.filename} ({error.strerror}): choose another --runs-dir or --results-dir.")
     executor = ray_executor(workers, args.address) if with_ray else local_executor(workers)
     failed = sweep(runs, executor, args)
     rows = read_rows(results_dir)

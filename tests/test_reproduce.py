@@ -1,0 +1,573 @@
+"""reproduce.py: the run lists against the paper, the statistics by hand, whole sweeps, and the kept results."""
+
+import json
+import math
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import reproduce
+import rl2_hyper
+import varibad_hyper
+from reproduce import Args, Run
+
+ROOT = Path(reproduce.__file__).parent
+SCRIPTS = {"varibad_hyper.py": varibad_hyper, "rl2_hyper.py": rl2_hyper}
+
+
+def parse(run):
+    """The script's arguments for a run, checked by the script."""
+    script, *flags = run.command
+    args = SCRIPTS[script].parse_args(flags)
+    SCRIPTS[script].check_args(args)
+    return args
+
+
+# --- The lists of runs
+
+
+def test_table1_is_the_papers():
+    runs = reproduce.make_runs(Args("table1"))
+    cells = Counter((run.env, run.method) for run in runs)
+    methods = ["standard", "kaiming", "normc", "orthogonal", "hfi", "weight", "bias"]
+    envs = ["Grid-World", "Cheetah-Dir", "Walker", "Ant-Dir", "Humanoid"]
+    assert cells == {(env, method): 5 for env in envs for method in methods}
+    assert len(set(runs)) == len(runs) == 175
+    assert {run.seed for run in runs} == {1, 2, 3, 4, 5}
+    for run in runs:
+        args = parse(run)
+        assert (args.env, args.seed, args.total_timesteps) == (run.env, run.seed, run.frames)
+        assert args.arch == ("standard" if run.method == "standard" else "hyper")
+        if run.method != "standard":
+            assert args.init == run.method
+        # nothing but the environment's preset, the method and the seed
+        preset = SCRIPTS["varibad_hyper.py"].parse_args(["--env", run.env])
+        assert vars(args) == vars(preset) | {"arch": args.arch, "init": args.init, "seed": run.seed}
+
+
+def test_table2_is_the_papers():
+    runs = reproduce.make_runs(Args("table2"))
+    cells = Counter((run.env, run.method) for run in runs)
+    pick_place = {("Pick-Place", method): 10 for method in ("standard", "film-normc", "film", "hfi", "bias")}
+    ml10 = {("ML10", method): 3 for method in ("standard", "hfi", "bias", "rl2-standard", "rl2-hfi", "rl2")}
+    assert cells == pick_place | ml10
+    wanted = {
+        "film-normc": ("film", "normc"),
+        "film": ("film", "bias"),
+        "hfi": ("hyper", "hfi"),
+        "bias": ("hyper", "bias"),
+    }
+    for run in runs:
+        args = parse(run)
+        method = run.method.replace("rl2-", "").replace("rl2", "bias")
+        assert run.command[0] == ("rl2_hyper.py" if "rl2" in run.method else "varibad_hyper.py")
+        if method == "standard":
+            assert args.arch == "standard"
+        else:
+            assert (args.arch, args.init) == wanted[method]
+
+
+def test_figure3_has_every_size_twice():
+    runs = reproduce.make_runs(Args("figure3"))
+    cells = Counter((run.env, run.method, run.size) for run in runs)
+    sizes = {
+        "XS": (64, (64, 32)),
+        "S": (128, (64, 64)),
+        "M": (128, (128, 64)),
+        "L": (256, (128, 128)),
+        "XL": (256, (256, 128)),
+        "XXL": (1024, (512, 512)),
+    }
+    assert cells == {(env, m, s): 5 for env in ("Cheetah-Dir", "Walker") for m in ("standard", "bias") for s in sizes}
+    for run in runs:
+        args = parse(run)
+        assert (args.state_features, args.base_layers) == sizes[run.size]
+
+
+def test_figure1_compares_what_its_caption_names():
+    runs = reproduce.make_runs(Args("figure1"))
+    assert {run.method for run in runs} == {"standard", "kaiming", "hfi", "bias"}
+
+
+def test_budgets_are_the_presets():
+    for env, frames in reproduce.FRAMES.items():
+        for script in SCRIPTS.values():
+            assert script.parse_args(["--env", env]).total_timesteps == frames
+
+
+def test_every_method_is_accepted_by_its_script():
+    for method in reproduce.METHODS:
+        for env in reproduce.FRAMES:
+            parse(Run(env, method, 1, 1_000_000))
+
+
+def test_cuts():
+    runs = reproduce.make_runs(
+        Args("table1", envs=("Walker",), methods=("bias", "film"), seeds=(7, 3), total_timesteps=2e6)
+    )
+    assert [(run.env, run.method, run.seed, run.frames) for run in runs] == [
+        ("Walker", "bias", 7, 2_000_000),
+        ("Walker", "film", 7, 2_000_000),
+        ("Walker", "bias", 3, 2_000_000),
+        ("Walker", "film", 3, 2_000_000),
+    ]
+    quick = reproduce.make_runs(Args("figure1", quick=True))
+    assert {run.env for run in quick} == {"Grid-World"}
+    assert {run.method for run in quick} == {"bias", "kaiming", "normc", "standard"}
+    assert len({run.name for run in reproduce.make_runs(Args("figure3", envs=("Grid-World", "Walker")))}) == 120
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("table1 --envs ML10", "table1 has no --envs ML10: choose from Grid-World"),
+        ("table1 --methods adam", "table1 has no --methods adam"),
+        ("table2 --quick", "--quick is a cut on Grid-World"),
+        ("table2 --envs ML10 --methods film", "table2 has no such cell"),
+        ("figure1 --total-timesteps 1.5", "--total-timesteps 1.5 is not a whole number"),
+        ("figure1 --total-timesteps nan", "is not a whole number"),
+        ("figure1 --total-timesteps 0", "is not a whole number"),
+        ("figure1 --seeds -1", "must be 0 or more"),
+        ("figure1 --workers -1", "must be 0 or more"),
+        ("figure1 --quick --runs-dir README.md/runs", "cannot"),
+        ("figure1 --quick --results-dir README.md", "cannot"),
+        ("readme --results-dir nowhere", "no rows"),
+        ("figure4", "figure4"),
+        ("figure1 --sizes XXXL", "XXXL"),
+    ],
+)
+def test_bad_input_gets_one_sentence(flags, words):
+    flags = flags.replace("README.md", str(ROOT / "README.md"))
+    done = subprocess.run(
+        [sys.executable, ROOT / "reproduce.py", *flags.split()], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert words in " ".join(re.sub("[│╭╮╰╯─]", " ", done.stdout + done.stderr).split())
+
+
+def test_list_runs_nothing_and_adds_up(capsys, tmp_path):
+    args = Args(
+        "table1", list=True, envs=("Grid-World",), total_timesteps=2e6, runs_dir=str(tmp_path / "runs"), workers=2
+    )
+    reproduce.main(args)
+    out = capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+    commands = re.findall(r"python (\S+\.py .*)", out)
+    assert commands == [shlex.join(run.command) for run in reproduce.make_runs(args)]
+    speeds = reproduce.SPEED["Grid-World"]
+    hours = 2e6 / 3600 * (5 / speeds["standard"] + 30 / speeds["hyper"])
+    assert f"35 runs, 70,000,000 frames: {hours:.1f} hours of one core, {hours / 2:.1f} hours on 2" in out
+
+
+# --- Statistics and tables
+
+
+def test_mean_and_stderr_by_hand():
+    mean, stderr = reproduce.mean_and_stderr([1.0, 2.0, 3.0, 6.0])
+    assert mean == 3.0
+    assert stderr == pytest.approx(math.sqrt((4 + 1 + 0 + 9) / 3) / 2)  # sqrt(14 / 3) / sqrt(4)
+    assert math.isnan(reproduce.mean_and_stderr([1.0])[1])
+
+
+def student_t_tail(t, degrees, steps=400_000):
+    """P(|T| > t) of Student's distribution, by summing its density."""
+    x = np.linspace(-t, t, steps + 1)
+    scale = math.gamma((degrees + 1) / 2) / (math.sqrt(degrees * math.pi) * math.gamma(degrees / 2))
+    density = scale * (1 + x**2 / degrees) ** (-(degrees + 1) / 2)
+    return 1 - float(((density[1:] + density[:-1]) / 2).sum() * (2 * t / steps))
+
+
+def welch_p(a, b):
+    """Two-tailed p of Welch's t-test, written out."""
+    va, vb = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
+    t = abs(np.mean(a) - np.mean(b)) / math.sqrt(va + vb)
+    return student_t_tail(t, (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bold_is_what_a_t_test_by_hand_says(seed):
+    rng = np.random.default_rng(seed)
+    cells = {name: rng.normal(rng.uniform(0, 3), rng.uniform(0.2, 2), rng.integers(3, 8)).tolist() for name in "abcde"}
+    best = max(cells, key=lambda name: np.mean(cells[name]))
+    wanted = {name for name, values in cells.items() if name == best or welch_p(values, cells[best]) >= 0.05}
+    assert reproduce.not_worse(cells) == wanted
+
+
+def test_bold_with_known_tables():
+    # t = 1 / sqrt(2 * 1 / 3) = 1.2247 with 4 degrees of freedom: p = 0.288; a difference of 10 has p = 0.0003
+    assert reproduce.not_worse({"a": [1, 2, 3], "b": [2, 3, 4], "c": [11, 12, 13]}) == {"c"}
+    assert reproduce.not_worse({"a": [1, 2, 3], "b": [2, 3, 4]}) == {"a", "b"}
+    # the critical value at 4 degrees of freedom is 2.776: a difference of 2.776 * sqrt(2 / 3) = 2.267
+    assert reproduce.not_worse({"a": [1, 2, 3], "b": [3.26, 4.26, 5.26]}) == {"a", "b"}
+    assert reproduce.not_worse({"a": [1, 2, 3], "b": [3.28, 4.28, 5.28]}) == {"b"}
+    # too few seeds do not take part, however good; one cell alone is not tested
+    assert reproduce.not_worse({"a": [1, 2, 3], "b": [2, 3, 4], "c": [99, 99]}) == {"a", "b"}
+    assert reproduce.not_worse({"a": [1, 2, 3], "b": [2, 3]}) == set()
+    # without variance
+    assert reproduce.not_worse({"a": [5, 5, 5], "b": [5, 5, 5], "c": [4, 4, 4]}) == {"a", "b"}
+
+
+def fake_row(run, value, **more):
+    return {
+        **dict.fromkeys(reproduce.COLUMNS, ""),
+        **{"command": shlex.join(run.command), "return": str(value), "env": run.env, "method": run.method},
+        **{"size": run.size or "", "seed": str(run.seed), "args": json.dumps({"total_timesteps": run.frames})},
+        **more,
+    }
+
+
+def test_table_by_hand():
+    values = {"standard": [30, 31, 32, 33, 34], "kaiming": [10, 11, 12], "bias": [33, 34, 35, 36, 37], "hfi": [50, 60]}
+    values["rl2"] = [90, 91, 92, 93, 94]
+    runs = [Run("Grid-World", method, seed + 1, 2_000_000) for method in values for seed in range(5)]
+    rows = {}
+    for run in runs:
+        if run.seed <= len(values[run.method]):
+            rows |= {shlex.join(run.command): fake_row(run, values[run.method][run.seed - 1])}
+    other = Run("Grid-World", "bias", 1, 3_000_000)  # of another budget
+    rows[shlex.join(other.command)] = fake_row(other, 1000)
+    lines = reproduce.make_table(rows, runs, "table1").splitlines()
+    assert lines[0] == "| | Grid-World, 2,000,000 frames | paper |"
+    assert lines[2:] == [
+        "| Standard | 32.0 ± 0.7 | 35.5 ± 0.4 |",  # t = 3 / 1 with 8 degrees of freedom: p = 0.017
+        "| Kaiming | 11.0 ± 0.6 (3 seeds) | 32.1 ± 1.2 |",
+        "| HFI | 55.0 ± 5.0 (2 seeds, too few to test) | 36.8 ± 0.2 |",
+        "| Bias-HyperInit | **35.0 ± 0.7** | 36.7 ± 0.2 |",
+        "| RL2, Bias-HyperInit | 92.0 ± 0.7 | - |",  # beside the paper's column: not tested
+    ]
+
+
+def test_table2_shows_success_of_the_last_episode():
+    runs = [Run("ML10", method, seed, 100) for method in ("standard", "bias", "rl2") for seed in (1, 2, 3)]
+    rows = {
+        shlex.join(run.command): fake_row(run, 7, test_success=json.dumps([99.0, run.seed * (10.0 + run.seed)]))
+        for run in runs
+    }
+    lines = reproduce.make_table(rows, runs, "table2").splitlines()
+    assert lines[2] == "| Standard | **24.7 ± 8.1** | 10.2 ± 3.0 |"
+    assert lines[4] == "| RL2, Bias-HyperInit | 24.7 ± 8.1 | 14.2 ± 7.2 |"  # alone in its script: nothing to test
+
+
+def test_paper_values():
+    """Table 1 by columns and Table 2 by cells, typed again."""
+    columns = {
+        "Grid-World": "35.5 32.1 32.2 34.9 36.8 36.1 36.7 / 0.4 1.2 0.5 0.5 0.2 0.5 0.2",
+        "Cheetah-Dir": "2104 378 356 1379 2218 2066 2300 / 87 169 134 310 80 119 32",
+        "Walker": "1828 331 357 1687 1618 1748 1994 / 38 37 60 98 130 57 67",
+        "Ant-Dir": "1167 253 264 1127 1370 1346 1328 / 16 86 106 93 9 7 23",
+        "Humanoid": "1842 266 249 1126 1323 1048 1678 / 233 23 18 76 57 21 162",
+    }
+    methods = ["standard", "kaiming", "normc", "orthogonal", "hfi", "weight", "bias"]
+    for env, text in columns.items():
+        means, errors = (half.split() for half in text.split(" / "))
+        for method, mean, error in zip(methods, means, errors, strict=True):
+            assert reproduce.paper_value("table1", env, method) == f"{mean} ± {error}"
+    assert reproduce.paper_value("table2", "Pick-Place", "bias") == "42.9 ± 16.3"
+    assert reproduce.paper_value("table2", "ML10", "rl2") == "14.2 ± 7.2"
+    assert reproduce.paper_value("table2", "ML10", "film") == "-"
+    assert reproduce.paper_value("table1", "Grid-World", "film") == "-"
+
+
+def test_mean_curve_by_hand():
+    run = Run("Grid-World", "bias", 1, 30)
+    curves = [[[10, 1.0], [20, 2.0]], [[10, 3.0], [20, 2.0], [30, 9.0]]]
+    rows = [fake_row(run, 0, curve=json.dumps(curve)) for curve in curves]
+    np.testing.assert_allclose(reproduce.mean_curve(rows), [[10, 2.0, 1.0], [20, 2.0, 0.0]])
+
+
+@pytest.mark.parametrize("target", ["figure1", "figure3"])
+def test_figures_show_the_rows(target, tmp_path, monkeypatch):
+    """The drawn lines, read back from the axes."""
+    sizes = ("XS", "M") if target == "figure3" else (None,)
+    runs = [
+        Run(env, method, seed, 100, size)
+        for env in ("Grid-World", "Walker")
+        for method in ("standard", "bias")
+        for seed in (1, 2)
+        for size in sizes
+    ]
+    rows = {
+        shlex.join(run.command): fake_row(
+            run,
+            run.seed + (10 if run.method == "bias" else 0),
+            curve=json.dumps([[50, run.seed], [100, 2 * run.seed]]),
+            base_parameters=str(100 if run.size == "XS" else 400),
+            parameters=str(1000 if run.size == "XS" else 4000),
+        )
+        for run in runs
+    }
+    figures = []
+    monkeypatch.setattr(reproduce, "save", lambda figure, path: figures.append(figure))
+    reproduce.draw(target, rows, runs, tmp_path / "picture")
+    (figure,) = figures
+    axes = figure.axes
+    if target == "figure1":
+        assert [axis.get_title() for axis in axes] == ["Grid-World", "Walker"]
+        for axis in axes:
+            curve = axis.get_lines()[0]
+            np.testing.assert_allclose(curve.get_xydata(), [[50, 1.5], [100, 3.0]])
+            bottom_top = axis.collections[0].get_paths()[0].vertices[:, 1]
+            assert (bottom_top.min(), bottom_top.max()) == (1.0, 4.0)  # 1.5 - 0.5, 3 + 1
+        optimal = axes[0].get_lines()[-1].get_ydata()
+        assert optimal[0] == pytest.approx(920.8 / 24, abs=1e-3)
+        labels = [text.get_text() for text in axes[0].get_legend().get_texts()]
+        assert labels == ["Standard (2 seeds)", "Bias-HyperInit (2 seeds)"]
+    else:
+        assert [axis.get_title() for axis in axes] == ["Grid-World", "Grid-World", "Walker", "Walker"]
+        for axis, x in zip(axes, [(100, 400), (1000, 4000)] * 2, strict=True):
+            standard, hyper = (container.lines[0].get_xydata() for container in axis.containers)
+            np.testing.assert_allclose(standard, [[x[0], 1.5], [x[1], 1.5]])
+            np.testing.assert_allclose(hyper, [[x[0], 11.5], [x[1], 11.5]])
+            assert [text.get_text() for text in axis.texts] == ["XS", "M"] * 2
+
+
+# --- Sweeps
+
+
+FRAMES = 9600  # ten iterations
+
+
+def tiny(tmp_path, executor, *more):
+    flags = (
+        f"--total-timesteps {FRAMES} --executor {executor} --runs-dir {tmp_path}/runs --results-dir {tmp_path}/results"
+    )
+    return [sys.executable, str(ROOT / "reproduce.py"), *more, *flags.split()]
+
+
+def read_csv(tmp_path):
+    rows = reproduce.read_rows(tmp_path / "results")
+    lines = [line for path in (tmp_path / "results").glob("*.csv") for line in path.read_text().splitlines()]
+    return list(rows.values()), len(lines) - len(list((tmp_path / "results").glob("*.csv")))
+
+
+def direct_result(tmp_path, run):
+    """The result.json of the script alone, in this process."""
+    script, *flags = run.command
+    folder = SCRIPTS[script].main(SCRIPTS[script].parse_args([*flags, "--runs-dir", str(tmp_path / "direct")]))
+    return json.loads((folder / "result.json").read_text())
+
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (requirements-ray.txt)")
+EXECUTORS = ["local", pytest.param("ray", marks=needs_ray)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_sweep_with_a_run_that_fails_and_one_that_is_interrupted(executor, tmp_path):
+    """The broken one is reported, the interrupted one goes on from its checkpoint, a second sweep repeats nothing."""
+    flags = ["table1", "--envs", "Grid-World", "--methods", "standard", "bias", "--seeds", "1", "2", "--workers", "2"]
+    broken, killed = Run("Grid-World", "standard", 2, FRAMES), Run("Grid-World", "bias", 1, FRAMES)
+    # standard's seed 2 finds a damaged checkpoint; bias's seed 1 is killed once, when it has written its first
+    damaged = tmp_path / "runs" / broken.name / "x__1" / "checkpoint.pt"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("nothing")
+    process = subprocess.Popen(
+        tiny(tmp_path, executor, *flags, "--retries", "1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    folder = tmp_path / "runs" / killed.name
+    deadline = time.time() + 200
+    while not list(folder.glob("*/checkpoint.pt")) and time.time() < deadline:
+        time.sleep(0.02)
+    (stopped,) = [path.parent for path in folder.glob("*/checkpoint.pt")]
+    subprocess.run(["pkill", "-KILL", "-f", "--", f"--runs-dir {folder}"], check=True)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1, err
+    assert f"again: {killed.name}" in out and f"failed: {broken.name}" in out
+    assert f"again: {broken.name}" not in out  # refused: another try is of no use
+    assert f"failed: {broken.name}: " in err and f"again: python {shlex.join(broken.command)}" in err
+    assert "is not a checkpoint of varibad_hyper.py" in err
+    rows, lines = read_csv(tmp_path)
+    assert lines == len(rows) == 3
+    assert {(row["method"], row["seed"]) for row in rows} == {("standard", "1"), ("bias", "1"), ("bias", "2")}
+    assert [path.parent for path in folder.glob("*/result.json")] == [stopped]
+
+    # the table shows what is there, and the resumed run's numbers are those of the run alone
+    table = (tmp_path / "results" / "table1.md").read_text()
+    assert "| Standard |" in table and "(1 seed, too few to test)" in table
+    (row,) = [row for row in rows if row["command"] == shlex.join(killed.command)]
+    wanted = direct_result(tmp_path, killed)
+    assert float(row["return"]) == wanted["evaluation"]["meta_episodic_return"]["mean"]
+    assert json.loads(row["curve"]) == [list(point) for point in wanted["eval_history"]]
+    assert json.loads(row["args"]) == {
+        name: value for name, value in wanted["args"].items() if name not in ("runs_dir", "resume", "evaluate")
+    }
+    assert int(row["parameters"]) == wanted["parameters"]["total"]
+    assert row["python"] == sys.version.split()[0] and json.loads(row["versions"])["torch"] and row["machine"]
+
+    # without it the same command does the rest and repeats nothing
+    damaged.unlink()
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/*/result.json")}
+    done = subprocess.run(tiny(tmp_path, executor, *flags), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "4 runs, 3 of them done" in done.stdout
+    rows, lines = read_csv(tmp_path)
+    assert lines == len(rows) == 4
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_sweep_stops_at_checkpoints_and_goes_on(executor, number, tmp_path):
+    flags = ["figure1", "--envs", "Grid-World", "--methods", "bias", "--seeds", "1", "2", "3", "--workers", "2"]
+    command = tiny(tmp_path, executor, *flags)
+    command[command.index(str(FRAMES))] = "48000"
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 200
+    while len(list(tmp_path.glob("runs/*/*/checkpoint.pt"))) < 2 and time.time() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert "stopped, 0 of 3 runs are done; the same command goes on from there." in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.glob("runs/stop-*"))
+    logs = [path.read_text() for path in tmp_path.glob("runs/*/log.txt")]
+    assert len(logs) == 2
+    assert all("stopped by SIGTERM after iteration" in log for log in logs)
+    command[command.index("3", command.index("--seeds"))] = "2"  # the two that had begun
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("runs/*/*/checkpoint.pt"))) == 2  # gone on with, not begun again
+    assert (tmp_path / "results" / "figure1.png").exists()
+
+
+@pytest.mark.slow
+@needs_ray
+def test_a_cluster_that_loses_a_node_finishes_every_run_once(tmp_path):
+    """Two nodes of one core; the second goes away in the middle of its first run."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        flags = ["figure1", "--envs", "Grid-World", "--methods", "bias", "kaiming", "--seeds", "1", "2"]
+        process = subprocess.Popen(
+            tiny(tmp_path, "ray", *flags, "--address", cluster.address),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.time() + 200
+        while len(list(tmp_path.glob("runs/*/*/checkpoint.pt"))) < 2 and time.time() < deadline:
+            time.sleep(0.05)
+        assert len(list(tmp_path.glob("runs/*/*/checkpoint.pt"))) == 2  # a run on each node
+        cluster.remove_node(node, allow_graceful=False)
+        out, err = process.communicate(timeout=400)
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, err
+    assert "again: " in out, out  # what the node had was lost
+    rows, lines = read_csv(tmp_path)
+    assert lines == len(rows) == 4
+    assert len(list(tmp_path.glob("runs/*/*/result.json"))) == 4
+    assert len(list(tmp_path.glob("runs/*/*/events*"))) <= 5  # at most one was taken up again
+    for row in rows:
+        assert int(row["frames"]) == FRAMES
+
+
+def test_two_that_want_the_same_run_do_not_both_do_it(tmp_path, monkeypatch):
+    """The second waits for the script of the first, also when whoever started that is gone."""
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import pathlib, sys, time\n"
+        "folder = pathlib.Path(sys.argv[sys.argv.index('--runs-dir') + 1]) / 'x__1'\n"
+        "folder.mkdir()\n"
+        "time.sleep(3)\n"
+        "(folder / 'result.json').write_text('{}')\n"
+    )
+    code = "import sys, reproduce; reproduce.execute([sys.argv[1]], reproduce.Path(sys.argv[2]), reproduce.Path('no'))"
+    first = subprocess.Popen([sys.executable, "-c", code, script, tmp_path / "run"], cwd=ROOT)
+    while not (tmp_path / "run" / "x__1").exists():
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    started = time.time()
+    reproduce.execute([str(script)], tmp_path / "run", tmp_path / "no")
+    assert time.time() - started > 1  # it waited
+    assert [path.name for path in (tmp_path / "run").glob("*/")] == ["x__1"]  # and did not start it again
+
+
+def test_refused_arguments_are_not_tried_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(reproduce.METHODS, "bias", ("Bias-HyperInit", "varibad_hyper.py", "--init bias --gamma 2"))
+    args = Args(
+        "figure1", envs=("Grid-World",), methods=("bias",), seeds=(1,), executor="local", total_timesteps=FRAMES
+    )
+    args.runs_dir, args.results_dir = str(tmp_path / "runs"), str(tmp_path / "results")
+    with pytest.raises(SystemExit) as exit_:
+        reproduce.main(args)
+    assert exit_.value.code == 1
+    out, err = capsys.readouterr()
+    assert "again: Grid" not in out
+    assert "exit status 2" in err and "--gamma is 2.0: it must be at most 1." in err
+    assert not list((tmp_path / "results").glob("*.png"))
+
+
+def test_progress_of_a_run_is_read_from_its_log(tmp_path):
+    run = Run("Grid-World", "bias", 1, 100_000)
+    assert reproduce.frames_so_far(run, tmp_path) == 0
+    (tmp_path / "log.txt").write_text(
+        "x iterations of 16 x 60 = 960 frames on cpu\n48,000 frames: meta\r96,000 frames: m"
+    )
+    assert reproduce.frames_so_far(run, tmp_path) == 96_000
+    (tmp_path / "log.txt").write_text("\n a\r b\n\nc\nd\re \nf\n")
+    assert reproduce.last_lines(tmp_path / "log.txt", 3) == "    c\n    e\n    f"
+
+
+def test_the_last_row_of_a_command_counts(tmp_path):
+    run = Run("Walker", "bias", 1, 100)
+    for value in (1.0, 2.0):
+        reproduce.append_row(fake_row(run, value), tmp_path)
+    rows = reproduce.read_rows(tmp_path)
+    assert [row["return"] for row in rows.values()] == ["2.0"]
+    (tmp_path / "Ant-Dir.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(SystemExit):
+        reproduce.read_rows(tmp_path)
+
+
+# --- What is kept
+
+
+def test_kept_rows_are_what_their_commands_give_today():
+    rows = reproduce.read_rows(ROOT / "results")
+    assert len(rows) >= 35
+    for command, row in rows.items():
+        script, *flags = shlex.split(command)
+        args = SCRIPTS[script].parse_args(flags)
+        today = json.loads(json.dumps(vars(args)))
+        for name, value in json.loads(row["args"]).items():
+            assert today[name] == value, (command, name)
+        total = row["frames"], row["curve"]
+        assert json.loads(total[1])[-1][0] == int(total[0]) <= args.total_timesteps
+        assert json.loads(row["curve"])[-1][1] == float(row["return"])
+
+
+def test_readme_is_made_from_the_kept_rows():
+    rows = reproduce.read_rows(ROOT / "results")
+    text = (ROOT / "README.md").read_text()
+    blocks = reproduce.readme_blocks(rows)
+    assert "table1" in blocks
+    for name in blocks:
+        assert f"<!-- {name} -->" in text and f"<!-- end of {name} -->" in text
+    assert reproduce.fill_readme(text, blocks) == text
+
+
+@pytest.mark.parametrize("target", ["figure1", "figure3"])
+def test_pictures_are_made_from_the_kept_rows(target, tmp_path):
+    rows = reproduce.read_rows(ROOT / "results")
+    reproduce.draw(target, rows, reproduce.kept_runs(rows, target), tmp_path / target)
+    kept = ROOT / "pictures" / f"{target}.svg"
+    assert (tmp_path / f"{target}.svg").read_bytes() == kept.read_bytes()
+    assert (ROOT / "pictures" / f"{target}.png").stat().st_size < 300_000
