@@ -31,7 +31,7 @@ from datetime import datetime, timezone
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, Literal, NoReturn
+from typing import IO, Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import tyro
@@ -122,7 +122,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        return "__".join(str(part) for part in (self.env, self.method, self.size, self.seed, self.frames) if part)
+        size = [self.size] if self.size else []
+        return "__".join(map(str, [self.env, self.method, *size, self.seed, self.frames]))
 
     @property
     def command(self) -> list[str]:
@@ -137,25 +138,33 @@ class Run:
 def paper_value(target: str, env: str, method: str) -> str:
     """What the paper's table says, "-" where it has no such cell."""
     cells = PAPER[target].get(method, "").split(", ")
-    return dict(zip(TARGETS[target][0], cells, strict=False)).get(env, "-") or "-"
+    return dict(zip(TARGETS[target].envs, cells, strict=False)).get(env, "-") or "-"
 
 
-# Target: its environments by default, those that --envs takes beside them, methods by default and beside them, seeds.
-EVERY_SEED = {"Pick-Place": 10, "ML10": 3}  # elsewhere 5
+class Target(NamedTuple):
+    """What a table or figure is made of, by default and what --envs and --methods may choose from instead."""
+
+    envs: tuple[str, ...]
+    methods: tuple[str, ...]
+    all_envs: tuple[str, ...]
+    all_methods: tuple[str, ...]
+
+
 TABLE1_METHODS = tuple(PAPER["table1"])
 BESIDE = ("film-normc", "film", "rl2-standard", "rl2")
+TABLE2_ENVS = ("Pick-Place", "ML10")
 TARGETS = {
-    "figure1": (("Grid-World", "Cheetah-Dir"), TABLE1, ("standard", "kaiming", "hfi", "bias"), TABLE1_METHODS + BESIDE),
-    "table1": (TABLE1, TABLE1, TABLE1_METHODS, TABLE1_METHODS + BESIDE),
-    "table2": (("Pick-Place", "ML10"),) * 2 + (tuple(METHODS),) * 2,
-    "figure3": (("Cheetah-Dir", "Walker"), TABLE1, ("standard", "bias"), ("standard", "bias")),
+    "figure1": Target(
+        ("Grid-World", "Cheetah-Dir"), ("standard", "kaiming", "hfi", "bias"), TABLE1, (*TABLE1_METHODS, *BESIDE)
+    ),
+    "table1": Target(TABLE1, TABLE1_METHODS, TABLE1, (*TABLE1_METHODS, *BESIDE)),
+    "table2": Target(TABLE2_ENVS, tuple(PAPER["table2"]), TABLE2_ENVS, tuple(PAPER["table2"])),
+    "figure3": Target(("Cheetah-Dir", "Walker"), ("standard", "bias"), TABLE1, ("standard", "bias")),
 }
-QUICK = {
-    "envs": ("Grid-World",),
-    "methods": ("standard", "kaiming", "normc", "bias"),
-    "seeds": (1,),
-    "frames": 1_000_000,
-}
+SEEDS = {"Pick-Place": 10, "ML10": 3}  # 1 to this; elsewhere 5
+# --quick: Grid-World shows the paper's claim 3 (hypernetwork against standard), Cheetah-Dir claim 1 (initialisation)
+QUICK_FRAMES = {"Grid-World": 1_000_000, "Cheetah-Dir": 320_000}
+QUICK_METHODS = ("standard", "kaiming", "normc", "bias")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments and the list of runs
@@ -168,7 +177,7 @@ class Args:
     list: bool = False
     """whether to print the commands and what they cost, and run nothing"""
     quick: bool = False
-    """whether to do a small cut on Grid-World that two cores finish within ten minutes"""
+    """whether to do a small cut of figure1 or table1 that two cores finish within ten minutes"""
     envs: tuple[str, ...] = ()
     """environments instead of the target's own"""
     methods: tuple[str, ...] = ()
@@ -201,31 +210,31 @@ def fail(sentence: str) -> NoReturn:
 
 def make_runs(args: Args) -> list[Run]:
     """The runs of args.target, seed by seed so that every cell fills up evenly. Refuses what the target has not."""
-    own_envs, all_envs, own_methods, all_methods = TARGETS[args.target]
-    quick = QUICK if args.quick else {}
-    if args.quick and "Grid-World" not in all_envs:
-        fail(f"--quick is a cut on Grid-World, which {args.target} does not have: use --total-timesteps and --seeds.")
-    envs = args.envs or quick.get("envs", own_envs)
-    methods = args.methods or (own_methods if args.target == "figure3" else quick.get("methods", own_methods))
-    for flag, values, known in (("--envs", envs, all_envs), ("--methods", methods, all_methods)):
+    target = TARGETS[args.target]
+    if args.quick and args.target not in ("figure1", "table1"):
+        fail("--quick is a cut of figure1 and table1: cut others by --envs, --methods, --seeds and --total-timesteps.")
+    envs = args.envs or (tuple(QUICK_FRAMES) if args.quick else target.envs)
+    methods = args.methods or (QUICK_METHODS if args.quick else target.methods)
+    for flag, values, known in (("--envs", envs, target.all_envs), ("--methods", methods, target.all_methods)):
         for value in values:
             if value not in known:
                 fail(f"{args.target} has no {flag} {value}: choose from {', '.join(known)}.")
-    frames = quick.get("frames") if args.total_timesteps is None else args.total_timesteps
-    if frames is not None and not (float(frames).is_integer() and frames > 0):
+    frames = args.total_timesteps
+    if frames is not None and not (frames.is_integer() and frames > 0):
         fail(f"--total-timesteps {frames} is not a whole number of frames: write it like 2000000 or 2e6.")
+    budgets = FRAMES | (QUICK_FRAMES if args.quick else {})
     if min(args.workers, args.retries, *args.seeds, 0) < 0:
         fail("--seeds, --workers and --retries must be 0 or more.")
     runs = []
-    for seed in args.seeds or quick.get("seeds") or range(1, 11):
+    for seed in args.seeds or ([1] if args.quick else range(1, 11)):
         for env in envs:
-            if not args.seeds and seed > EVERY_SEED.get(env, 5):
+            if not args.seeds and seed > SEEDS.get(env, 5):
                 continue
             for method in methods:
                 if args.target == "table2" and paper_value("table2", env, method) == "-":
                     continue  # the paper has no such cell
                 for size in args.sizes if args.target == "figure3" else (None,):
-                    runs.append(Run(env, method, seed, int(frames or FRAMES[env]), size))
+                    runs.append(Run(env, method, seed, int(frames or budgets[env]), size))
     if not runs:
         fail(f"{args.target} has no such cell: {', '.join(methods)} on {', '.join(envs)}.")
     return list(dict.fromkeys(runs))
@@ -608,7 +617,7 @@ def make_table(rows: dict[str, dict[str, str]], runs: Sequence[Run], target: str
                 text = f"**{text}**" if (env, method) in bold else text
                 if len(values) < MIN_SEEDS:
                     text += f" ({len(values)} {'seed' if len(values) == 1 else 'seeds'}, too few to test)"
-                elif len(values) != EVERY_SEED.get(env, 5):
+                elif len(values) != SEEDS.get(env, 5):
                     text += f" ({len(values)} seeds)"
             line += f" {text} | {paper_value(target, env, method)} |"
         lines.append(line)
@@ -663,7 +672,13 @@ def draw_curves(rows: dict[str, dict[str, str]], runs: Sequence[Run], path: Path
                 continue
             frames, mean, stderr = mean_curve(of_method).T
             seeds = f"{len(of_method)} seed{'s' if len(of_method) > 1 else ''}"
-            axis.plot(frames, mean, color=COLORS[method], label=f"{METHODS[method][0]} ({seeds})")
+            axis.plot(
+                frames,
+                mean,
+                marker="o" * (len(frames) < 9),
+                color=COLORS[method],
+                label=f"{METHODS[method][0]} ({seeds})",
+            )
             if len(of_method) > 1:
                 axis.fill_between(frames, mean - stderr, mean + stderr, color=COLORS[method], alpha=0.2, lw=0)
         if env == "Grid-World":
@@ -715,18 +730,23 @@ def draw(target: str, rows: dict[str, dict[str, str]], runs: Sequence[Run], path
 
 def kept_runs(rows: dict[str, dict[str, str]], target: str) -> list[Run]:
     """The runs of a target that there are rows of, in each environment those of the budget that has most."""
-    _, envs, _, methods = TARGETS[target]
+    envs, methods = TARGETS[target].all_envs, TARGETS[target].all_methods
     runs = []
     for row in rows.values():
         frames = json.loads(row["args"])["total_timesteps"]
         run = Run(row["env"], row["method"], int(row["seed"]), frames, row["size"] or None)
         if run.env in envs and run.method in methods and bool(run.size) == (target == "figure3"):
             runs.append(run)
-    budgets = Counter((run.env, run.frames) for run in runs)
-    most = {env: frames for (env, frames), _ in reversed(budgets.most_common())}
-    order = list(METHODS), list(envs)
-    runs = [run for run in runs if run.frames == most[run.env]]
-    return sorted(runs, key=lambda run: (order[1].index(run.env), order[0].index(run.method), run.seed))
+    counts = Counter((run.env, run.frames) for run in runs)
+    budgets = {
+        env: max((counts[env, run.frames], run.frames) for run in runs if run.env == env)[1] for env, _ in counts
+    }
+    chosen = [run for run in runs if run.frames == budgets[run.env]]
+    by_size = [None, *SIZES]
+    return sorted(
+        chosen,
+        key=lambda run: (envs.index(run.env), list(METHODS).index(run.method), by_size.index(run.size), run.seed),
+    )
 
 
 def make_seeds_table(rows: dict[str, dict[str, str]], runs: Sequence[Run]) -> str:

@@ -121,9 +121,10 @@ def test_cuts():
         ("Walker", "film", 3, 2_000_000),
     ]
     quick = reproduce.make_runs(Args("figure1", quick=True))
-    assert {run.env for run in quick} == {"Grid-World"}
+    assert {(run.env, run.frames) for run in quick} == {("Grid-World", 1_000_000), ("Cheetah-Dir", 320_000)}
     assert {run.method for run in quick} == {"bias", "kaiming", "normc", "standard"}
-    assert len({run.name for run in reproduce.make_runs(Args("figure3", envs=("Grid-World", "Walker")))}) == 120
+    both = reproduce.make_runs(Args("figure3", envs=("Grid-World", "Walker"), seeds=(0, 1)))
+    assert len({run.name for run in both}) == 48  # a folder for each
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_cuts():
     [
         ("table1 --envs ML10", "table1 has no --envs ML10: choose from Grid-World"),
         ("table1 --methods adam", "table1 has no --methods adam"),
-        ("table2 --quick", "--quick is a cut on Grid-World"),
+        ("table2 --quick", "--quick is a cut of figure1 and table1"),
         ("table2 --envs ML10 --methods film", "table2 has no such cell"),
         ("figure1 --total-timesteps 1.5", "--total-timesteps 1.5 is not a whole number"),
         ("figure1 --total-timesteps nan", "is not a whole number"),
@@ -503,7 +504,7 @@ def test_two_that_want_the_same_run_do_not_both_do_it(tmp_path, monkeypatch):
 def test_refused_arguments_are_not_tried_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(reproduce.METHODS, "bias", ("Bias-HyperInit", "varibad_hyper.py", "--init bias --gamma 2"))
     args = Args(
-        "figure1", envs=("Grid-World",), methods=("bias",), seeds=(1,), executor="local", total_timesteps=FRAMES
+        "figure1", envs=("Grid-World",), methods=("bias",), seeds=(1,), executor="local", total_timesteps=9600.0
     )
     args.runs_dir, args.results_dir = str(tmp_path / "runs"), str(tmp_path / "results")
     with pytest.raises(SystemExit) as exit_:
