@@ -5,7 +5,7 @@
 
 A run is a command line of `varibad_hyper.py` or `rl2_hyper.py`, which are started as they are. Every run has a folder
 of its own; a finished one is known by its `result.json` and not repeated, another goes on from its checkpoint. Runs
-are tasks of Ray where it is installed (`pip install -r requirements-ray.txt`; `--address` joins a cluster), else
+are tasks of Ray where it is installed (`pip install -r requirements-optional.txt`; `--address` joins a cluster), else
 processes of this machine. Finished runs are rows of `results/ENV.csv`; tables and figures are made from those rows.
 """
 
@@ -808,7 +808,7 @@ def main(args: Args) -> None:
         return
     with_ray = args.executor == "ray" or bool(args.address) or (args.executor == "auto" and find_spec("ray"))
     if with_ray and find_spec("ray") is None:
-        fail("Ray is not installed: pip install -r requirements-ray.txt, or leave --executor and --address out.")
+        fail("Ray is not installed: pip install -r requirements-optional.txt, or leave --executor and --address out.")
     workers = args.workers or os.cpu_count() or 1
     try:
         results_dir.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NamedTuple, NoReturn, get_args
 
@@ -122,6 +123,12 @@ class Args:
     """whether cuDNN is held to deterministic algorithms"""
     torch_threads: int = 1
     """CPU threads of torch in updates and evaluations: 1 is fastest for small networks, and rollouts always take 1"""
+    track: bool = False
+    """whether to send the logged scalars to Weights & Biases (pip install -r requirements-optional.txt)"""
+    wandb_project_name: str = "hyperinit"
+    """the project there"""
+    wandb_entity: str | None = None
+    """the team or user there (yours by default)"""
     compile: bool = False
     """whether to compile the policy (torch.compile, needs a C++ compiler) and to fuse Adam; the warm-up is reported"""
 
@@ -344,6 +351,8 @@ def check_args(args: Args) -> None:
         fail("--base-layers and --decoder-layers need at least one layer each, for example --base-layers 32 32.")
     if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
         fail("--compile needs a C++ compiler: install g++ or clang++, or leave --compile out.")
+    if args.track and find_spec("wandb") is None:
+        fail("--track needs Weights & Biases: pip install -r requirements-optional.txt, or leave --track out.")
     for flag, count in {"--torch-threads": args.torch_threads, "--env-workers": args.env_workers}.items():
         if count > 1024:
             fail(f"{flag} {count}: it must be at most 1024.")
@@ -1702,6 +1711,17 @@ def watch_signals() -> list[signal.Signals]:
 # Training
 
 
+def start_tracking(args: Args, folder: Path) -> None:
+    """Weights & Biases receives what TensorBoard's writer is given from here on; a resumed run goes on in its own."""
+    import wandb
+
+    names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": folder.name, "id": folder.name}
+    try:
+        wandb.init(**names, resume="allow", config=asdict(args), dir=str(folder), sync_tensorboard=True)
+    except wandb.errors.Error as error:  # not logged in, no connection
+        fail(f"--track: {error} Or set WANDB_MODE=offline, or leave --track out.")
+
+
 def compile_policy(agent: Agent, obs: Tensor, belief: Tensor, minibatch_size: int, update_threads: int) -> None:
     """Replaces get_action_and_value by its compiled form, and calls it as rollouts and updates will, to compile it now.
 
@@ -1836,6 +1856,8 @@ def main(args: Args) -> Path | None:
     if checkpoint is not None and iteration >= num_iterations and (folder / "result.json").exists():
         fail(f"the run in {folder} is finished: give a larger --total-timesteps to go on with it.")
     (folder / "result.json").unlink(missing_ok=True)  # only a run that is finished has one
+    if args.track:
+        start_tracking(args, folder)
     purge_step = global_step + 1 if checkpoint is not None else None  # points after the checkpoint are written again
     writer = SummaryWriter(str(folder), purge_step=purge_step)
     if checkpoint is None:

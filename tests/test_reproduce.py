@@ -358,7 +358,7 @@ def direct_result(tmp_path, run):
     return json.loads((folder / "result.json").read_text())
 
 
-needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (requirements-ray.txt)")
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (requirements-optional.txt)")
 EXECUTORS = ["local", pytest.param("ray", marks=needs_ray)]
 
 
