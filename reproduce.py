@@ -182,8 +182,8 @@ class Args:
     """environments instead of the target's own"""
     methods: tuple[str, ...] = ()
     """methods instead of the target's own; also film-normc, film, rl2-standard and rl2 for figure1 and table1"""
-    sizes: tuple[Literal["XS", "S", "M", "L", "XL", "XXL"], ...] = ("XS", "S", "M", "L", "XL", "XXL")
-    """base networks of figure3"""
+    sizes: tuple[Literal["XS", "S", "M", "L", "XL", "XXL"], ...] = ()
+    """figure3: base networks instead of all six"""
     seeds: tuple[int, ...] = ()
     """seeds instead of the paper's 1 to 5 (Pick-Place 10, ML10 3)"""
     total_timesteps: float | None = None
@@ -225,6 +225,9 @@ def make_runs(args: Args) -> list[Run]:
     budgets = FRAMES | (QUICK_FRAMES if args.quick else {})
     if min(args.workers, args.retries, *args.seeds, 0) < 0:
         fail("--seeds, --workers and --retries must be 0 or more.")
+    if args.sizes and args.target != "figure3":
+        fail(f"{args.target} has no --sizes: leave it out, or choose figure3.")
+    sizes = (args.sizes or tuple(SIZES)) if args.target == "figure3" else (None,)
     runs = []
     for seed in args.seeds or ([1] if args.quick else range(1, 11)):
         for env in envs:
@@ -233,8 +236,7 @@ def make_runs(args: Args) -> list[Run]:
             for method in methods:
                 if args.target == "table2" and paper_value("table2", env, method) == "-":
                     continue  # the paper has no such cell
-                for size in args.sizes if args.target == "figure3" else (None,):
-                    runs.append(Run(env, method, seed, int(frames or budgets[env]), size))
+                runs += [Run(env, method, seed, int(frames or budgets[env]), size) for size in sizes]
     if not runs:
         fail(f"{args.target} has no such cell: {', '.join(methods)} on {', '.join(envs)}.")
     return list(dict.fromkeys(runs))
@@ -259,8 +261,8 @@ def print_list(runs: Sequence[Run], args: Args) -> None:
         print(f"{run.frames:12,} frames {cost}  python {shlex.join(run.command)}{done}")
     cores = args.workers or os.cpu_count() or 1
     print(
-        f"{len(runs)} runs, {sum(run.frames for run in runs):,} frames: {hours:,.1f} hours of one core, "
-        f"{hours / cores:,.1f} hours on {cores}" + (f", without {unknown} runs of unmeasured speed" if unknown else "")
+        f"{len(runs)} runs, {sum(run.frames for run in runs):,} frames: {hours:,.2f} hours of one core, "
+        f"{hours / cores:,.2f} hours on {cores}" + (f", without {unknown} runs of unmeasured speed" if unknown else "")
     )
 
 
@@ -352,10 +354,8 @@ def last_lines(path: Path, count: int = 5) -> str:
     return "\n".join(f"    {line}" for line in [line for line in lines if line][-count:])
 
 
-def frames_so_far(run: Run, folder: Path) -> int:
-    """Frames that a run has done: by its result, or by the last evaluation in its log."""
-    if find_result(folder) is not None:
-        return run.frames
+def frames_so_far(folder: Path) -> int:
+    """Frames that an unfinished run has done, by the last evaluation in its log."""
     try:
         with open(folder / "log.txt", "rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - 100_000))
@@ -509,7 +509,7 @@ def sweep(runs: Sequence[Run], executor: Executor, args: Args) -> dict[Run, str]
     failed: dict[Run, str] = {}
     attempts: Counter[Run] = Counter()
     signals = watch_signals()
-    before = sum(frames_so_far(run, folders[run]) for run in runs)
+    before = sum(run.frames for run in done) + sum(frames_so_far(folders[run]) for run in queued)
     bar = tqdm(total=sum(run.frames for run in runs), initial=before, unit="frames", unit_scale=True, smoothing=0)
     bar.write(f"{len(runs)} runs, {len(done)} of them done; {executor.name}; folders in {args.runs_dir}")
     pending = {executor.submit(run.command, folders[run], stop_file): run for run in queued}
@@ -531,7 +531,8 @@ def sweep(runs: Sequence[Run], executor: Executor, args: Args) -> dict[Run, str]
                 bar.write(f"failed: {run.name}")
         running = min(len(pending), executor.slots())
         bar.set_postfix_str(f"{len(done)} runs done, {running} running, {len(failed)} failed", refresh=False)
-        bar.update(sum(frames_so_far(run, folders[run]) for run in runs) - bar.n)
+        so_far = sum(run.frames for run in done) + sum(frames_so_far(folders[run]) for run in pending.values())
+        bar.update(so_far - bar.n)
         bar.refresh()
     if pending:
         bar.write("stopping: every run writes a checkpoint")

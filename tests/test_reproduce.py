@@ -143,7 +143,8 @@ def test_cuts():
         ("figure1 --quick --results-dir README.md", "cannot"),
         ("readme --results-dir nowhere", "no rows"),
         ("figure4", "figure4"),
-        ("figure1 --sizes XXXL", "XXXL"),
+        ("figure3 --sizes XXXL", "XXXL"),
+        ("figure1 --sizes XS", "figure1 has no --sizes: leave it out"),
     ],
 )
 def test_bad_input_gets_one_sentence(flags, words):
@@ -167,7 +168,7 @@ def test_list_runs_nothing_and_adds_up(capsys, tmp_path):
     assert commands == [shlex.join(run.command) for run in reproduce.make_runs(args)]
     speeds = reproduce.SPEED["Grid-World"]
     hours = 2e6 / 3600 * (5 / speeds["standard"] + 30 / speeds["hyper"])
-    assert f"35 runs, 70,000,000 frames: {hours:.1f} hours of one core, {hours / 2:.1f} hours on 2" in out
+    assert f"35 runs, 70,000,000 frames: {hours:.2f} hours of one core, {hours / 2:.2f} hours on 2" in out
 
 
 # --- Statistics and tables
@@ -517,12 +518,11 @@ def test_refused_arguments_are_not_tried_again(tmp_path, monkeypatch, capsys):
 
 
 def test_progress_of_a_run_is_read_from_its_log(tmp_path):
-    run = Run("Grid-World", "bias", 1, 100_000)
-    assert reproduce.frames_so_far(run, tmp_path) == 0
+    assert reproduce.frames_so_far(tmp_path) == 0
     (tmp_path / "log.txt").write_text(
         "x iterations of 16 x 60 = 960 frames on cpu\n48,000 frames: meta\r96,000 frames: m"
     )
-    assert reproduce.frames_so_far(run, tmp_path) == 96_000
+    assert reproduce.frames_so_far(tmp_path) == 96_000
     (tmp_path / "log.txt").write_text("\n a\r b\n\nc\nd\re \nf\n")
     assert reproduce.last_lines(tmp_path / "log.txt", 3) == "    c\n    e\n    f"
 
