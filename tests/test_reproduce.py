@@ -418,8 +418,9 @@ def test_sweep_with_a_run_that_fails_and_one_that_is_interrupted(executor, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("executor", "number"), [("local", signal.SIGINT), pytest.param("ray", signal.SIGTERM, marks=needs_ray)]
+)
 def test_interrupted_sweep_stops_at_checkpoints_and_goes_on(executor, number, tmp_path):
     flags = ["figure1", "--envs", "Grid-World", "--methods", "bias", "--seeds", "1", "2", "3", "--workers", "2"]
     command = tiny(tmp_path, executor, *flags)
