@@ -19,6 +19,7 @@ import platform
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,6 +40,7 @@ from scipy.stats import ttest_ind
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The paper: methods, environments, values
@@ -98,7 +100,7 @@ PAPER = {  # target: method: a mean and a standard error for every environment, 
     },
 }
 BAYES_OPTIMAL = 38.3667  # the best return of a meta-episode of Grid-World (24 goals) without being told the goal
-# Frames per second of one run on one core, evaluations included (README, "Speed"); `--list` reckons with them.
+# Frames per second of one run on one core, without evaluations (README, "Speed"); `--list` reckons with them.
 SPEED = {
     "Grid-World": {"hyper": 6900, "standard": 9000, "film": 9300, "rl2": 7300},
     "Cheetah-Dir": {"hyper": 4600, "standard": 10_700},
@@ -259,7 +261,7 @@ def print_list(runs: Sequence[Run], args: Args) -> None:
         unknown += rate is None
         done = "  done" if find_result(Path(args.runs_dir) / run.name) else ""
         print(f"{run.frames:12,} frames {cost}  python {shlex.join(run.command)}{done}")
-    cores = args.workers or os.cpu_count() or 1
+    cores = args.workers or CORES
     print(
         f"{len(runs)} runs, {sum(run.frames for run in runs):,} frames: {hours:,.2f} hours of one core, "
         f"{hours / cores:,.2f} hours on {cores}" + (f", without {unknown} runs of unmeasured speed" if unknown else "")
@@ -293,12 +295,31 @@ def describe_machine() -> dict[str, str]:
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         cpu = (re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [cpu])[0]
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return {
-        "machine": f"{cpu}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "commit": git.stdout.strip(),
-    }
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip()
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "*.py"], cwd=ROOT, capture_output=True)
+        commit += "-dirty" if commit and changed.returncode else ""
+    except OSError:  # a machine without git
+        commit = ""
+    machine = f"{cpu}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    return {"machine": machine, "python": platform.python_version(), "commit": commit}
+
+
+def note_machine(folder: Path) -> None:
+    """Adds this machine to machine.json; of a run that was done in pieces every one is kept."""
+    path, here = folder / "machine.json", describe_machine()
+    before = json.loads(path.read_text()) if path.exists() else here
+    path.write_text(json.dumps({k: v if v in before[k].split("; ") else f"{before[k]}; {v}" for k, v in here.items()}))
+
+
+def command_line(run: Run, folder: Path) -> list[str]:
+    """What is to be started for a run: the script, or the script from its last checkpoint."""
+    checkpoints = sorted(folder.glob("*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
+    if checkpoints:
+        return [run.command[0], "--resume", str(checkpoints[-1].parent)]
+    return [*run.command, "--runs-dir", str(folder)]
 
 
 def try_lock(file: IO[str]) -> bool:
@@ -309,28 +330,25 @@ def try_lock(file: IO[str]) -> bool:
         return False
 
 
-def execute(command: Sequence[str], folder: Path, stop_file: Path) -> None:
-    """Does one run in its folder, from its last checkpoint if there is one; nothing if it is finished.
+def execute(run: Run, folder: Path, stop_file: Path) -> dict[str, str] | None:
+    """Does one run in its folder, from its last checkpoint if there is one, and returns its row. Raises RunFailed.
 
     The lock belongs to the script, too: if this process dies and the script does not, whoever takes the run up waits
     for the script's end, so that no two ever write to one folder. Where `stop_file` appears, the run is stopped at a
-    checkpoint. Raises RunFailed.
+    checkpoint, and None is returned.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         while not try_lock(lock) and not stop_file.exists():
             time.sleep(0.5)
-        if find_result(folder) is not None or stop_file.exists():
-            return
-        checkpoints = sorted(folder.glob("*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
-        if checkpoints:
-            command = [command[0], "--resume", str(checkpoints[-1].parent)]
-        else:
-            command = [*command, "--runs-dir", str(folder)]
-        (folder / "machine.json").write_text(json.dumps(describe_machine()))
+        if find_result(folder) is not None:
+            return make_row(run, folder)
+        if stop_file.exists():
+            return None
+        note_machine(folder)
         with open(folder / "log.txt", "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, *command],
+                [sys.executable, *command_line(run, folder)],
                 cwd=ROOT,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -344,8 +362,11 @@ def execute(command: Sequence[str], folder: Path, stop_file: Path) -> None:
                     process.wait()
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=0.5)
-        if process.returncode:
-            raise RunFailed(process.returncode, last_lines(folder / "log.txt"))
+        if find_result(folder) is not None:
+            return make_row(run, folder)
+        if stop_file.exists():
+            return None
+        raise RunFailed(process.returncode, last_lines(folder / "log.txt"))
 
 
 def last_lines(path: Path, count: int = 5) -> str:
@@ -409,30 +430,37 @@ def make_row(run: Run, folder: Path) -> dict[str, str]:
 
 
 def read_rows(results_dir: Path) -> dict[str, dict[str, str]]:
-    """The last row of every command in results_dir/*.csv. Refuses a file that is not of such rows."""
+    """The last row of every command in results_dir/*.csv; what a full disk left of a row is passed over.
+
+    Refuses a file with other columns.
+    """
     csv.field_size_limit(10**8)
     rows = {}
     for path in sorted(results_dir.glob("*.csv")):
-        with open(path, newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                fail(
-                    f"{path} has other columns than this version writes: move it away, or choose another --results-dir."
-                )
-            rows |= {row["command"]: row for row in reader}
+        header, *lines = path.read_text().split("\n")  # no value has a newline
+        if header and header != ",".join(COLUMNS):
+            fail(f"{path} has other columns than this version writes: move it away, or choose another --results-dir.")
+        for values in (next(csv.reader([line]), []) for line in lines):
+            if len(values) == len(COLUMNS):
+                row = dict(zip(COLUMNS, values, strict=True))
+                rows[row["command"]] = row
     return rows
 
 
 def append_row(row: dict[str, str], results_dir: Path) -> None:
-    """Adds a row to its environment's file, in one write, so that sweeps side by side do not mix theirs."""
-    path = results_dir / f"{row['env']}.csv"
+    """Adds a row to its environment's file, unless it is there; sweeps side by side wait for each other."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    if not path.exists():
-        writer.writeheader()
-    writer.writerow(row)
-    with open(path, "a", newline="") as file:
-        file.write(text.getvalue())
+    csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(row)
+    with open(results_dir / f"{row['env']}.csv", "a+", newline="") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        before = file.read()
+        if not before:
+            file.write(",".join(COLUMNS) + "\n")
+        elif not before.endswith("\n"):  # a full disk cut the last row off
+            file.write("\n")
+        if text.getvalue() not in before:
+            file.write(text.getvalue())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -441,10 +469,10 @@ def append_row(row: dict[str, str], results_dir: Path) -> None:
 
 @dataclass
 class Executor:
-    """submit(command, folder, stop_file) gives the Future of `execute`; slots() is how many go side by side."""
+    """submit(run, folder, stop_file) gives the Future of `execute`; slots() is how many go side by side."""
 
     name: str
-    submit: Callable[[Sequence[str], Path, Path], Future]
+    submit: Callable[[Run, Path, Path], Future]
     slots: Callable[[], int]
 
 
@@ -461,9 +489,13 @@ def ray_executor(workers: int, address: str | None) -> Executor:
 
     own = {} if address else {"num_cpus": workers, "include_dashboard": False}
     try:
+        if address and ":" in address.rpartition("//")[2]:  # Ray itself tries a dead one for many minutes
+            host, _, port = address.rpartition("//")[2].rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address or "local", log_to_driver=False, logging_level="error", **own)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        fail(f"no Ray cluster answers at --address {address} ({error}): start one with `ray start --head`.")
+    except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
+        where = f"no Ray cluster answers at --address {address}" if address else "Ray does not start on this machine"
+        fail(f"{where} ({error}): start one with `ray start --head`, or use --executor local.")
     task = ray.remote(num_cpus=1, max_retries=0)(execute)  # `sweep` itself submits again what was lost
     return Executor(
         name=f"Ray, {address or f'{workers} cores'}",
@@ -494,57 +526,58 @@ def sweep(runs: Sequence[Run], executor: Executor, args: Args) -> dict[Run, str]
     runs_dir, results_dir = Path(args.runs_dir).resolve(), Path(args.results_dir)
     folders = {run: runs_dir / run.name for run in runs}
     stop_file = runs_dir / f"stop-{os.getpid()}-{int(time.time())}"  # seen wherever the runs' folders are
-    kept = {(row["command"], row["started"]) for row in read_rows(results_dir).values()}
-
-    def keep(run: Run) -> dict[str, str]:
-        row = make_row(run, folders[run])
-        if (row["command"], row["started"]) not in kept:
-            append_row(row, results_dir)
-        return row
-
-    done = {run for run in runs if find_result(folders[run]) is not None}
+    read_rows(results_dir)  # refuses a file that no row can be added to
+    done = [run for run in runs if find_result(folders[run]) is not None]
     for run in done:
-        keep(run)
-    queued = [run for run in runs if run not in done]
+        append_row(make_row(run, folders[run]), results_dir)
     failed: dict[Run, str] = {}
     attempts: Counter[Run] = Counter()
     signals = watch_signals()
-    before = sum(run.frames for run in done) + sum(frames_so_far(folders[run]) for run in queued)
-    bar = tqdm(total=sum(run.frames for run in runs), initial=before, unit="frames", unit_scale=True, smoothing=0)
+    queued = [run for run in runs if run not in done]
+
+    def frames_done() -> int:
+        return sum(run.frames for run in done) + sum(frames_so_far(folders[run]) for run in queued)
+
+    total = sum(run.frames for run in runs)
+    bar = tqdm(total=total, initial=frames_done(), unit="frames", unit_scale=True, smoothing=0)
     bar.write(f"{len(runs)} runs, {len(done)} of them done; {executor.name}; folders in {args.runs_dir}")
-    pending = {executor.submit(run.command, folders[run], stop_file): run for run in queued}
-    while pending and not signals:
-        for future in wait(pending, timeout=2, return_when=FIRST_COMPLETED).done:
-            run = pending.pop(future)
-            error = future.exception()
-            error = getattr(error, "cause", error)  # Ray wraps what a task raises
-            if find_result(folders[run]) is not None:  # whatever became of the task that brought it
-                done.add(run)
-                row = keep(run)
-                bar.write(f"done: {run.name}: return {float(row['return']):.2f}, {row['wall_time']} s")
-            elif attempts[run] < args.retries and not (isinstance(error, RunFailed) and error.refused):
-                attempts[run] += 1
-                bar.write(f"again: {run.name}: {type(error).__name__}: {str(error).splitlines()[0]}")
-                pending[executor.submit(run.command, folders[run], stop_file)] = run
-            else:
-                failed[run] = str(error)
-                bar.write(f"failed: {run.name}")
-        running = min(len(pending), executor.slots())
-        bar.set_postfix_str(f"{len(done)} runs done, {running} running, {len(failed)} failed", refresh=False)
-        so_far = sum(run.frames for run in done) + sum(frames_so_far(folders[run]) for run in pending.values())
-        bar.update(so_far - bar.n)
-        bar.refresh()
-    if pending:
-        bar.write("stopping: every run writes a checkpoint")
-        stop_file.touch()
-        wait(pending, timeout=300)
-        stop_file.unlink()
+    pending = {executor.submit(run, folders[run], stop_file): run for run in queued}
+    try:
+        while pending and not signals:
+            for future in wait(pending, timeout=2, return_when=FIRST_COMPLETED).done:
+                run = pending.pop(future)
+                error = future.exception()
+                error = getattr(error, "cause", error)  # Ray wraps what a task raises
+                if error is None:
+                    row = future.result()
+                    append_row(row, results_dir)
+                    done.append(run)
+                    queued.remove(run)
+                    bar.write(f"done: {run.name}: return {float(row['return']):.2f}, {row['wall_time']} s")
+                elif attempts[run] < args.retries and not (isinstance(error, RunFailed) and error.refused):
+                    attempts[run] += 1
+                    first_line = str(error).partition("\n")[0]
+                    bar.write(f"again: {run.name}: {type(error).__name__}: {first_line}")
+                    pending[executor.submit(run, folders[run], stop_file)] = run
+                else:
+                    failed[run] = f"{type(error).__name__}: {error}"
+                    queued.remove(run)
+                    bar.write(f"failed: {run.name}")
+            running = min(len(pending), executor.slots())
+            bar.set_postfix_str(f"{len(done)} runs done, {running} running, {len(failed)} failed", refresh=False)
+            bar.n = frames_done()
+            bar.refresh()
+    finally:
+        if pending:  # Ctrl-C, or an error here
+            bar.write("stopping: every run writes a checkpoint")
+            stop_file.touch()
+            wait(pending)
+            stop_file.unlink()
         bar.close()
-        print(
-            f"stopped, {len(done)} of {len(runs)} runs are done; the same command goes on from there.", file=sys.stderr
-        )
+    if pending:
+        what = f"stopped, {len(done)} of {len(runs)} runs are done"
+        print(f"{what}; the same command goes on from there.", file=sys.stderr)
         raise SystemExit(128 + signals[0])
-    bar.close()
     return failed
 
 
@@ -594,6 +627,7 @@ def make_table(rows: dict[str, dict[str, str]], runs: Sequence[Run], target: str
     envs = list(dict.fromkeys(run.env for run in runs))
     methods = [method for method in METHODS if any(run.method == method for run in runs)]
     cells: dict[tuple[str, str], list[float]] = {}
+    declared = Counter((run.env, run.method) for run in runs)
     for run in runs:
         if (row := rows.get(shlex.join(run.command))) is not None:
             cells.setdefault((run.env, run.method), []).append(outcome(row, target))
@@ -616,10 +650,13 @@ def make_table(rows: dict[str, dict[str, str]], runs: Sequence[Run], target: str
                 mean, stderr = mean_and_stderr(values)
                 text = f"{mean:.{d}f} ± {stderr:.{d}f}" if len(values) > 1 else f"{mean:.{d}f}"
                 text = f"**{text}**" if (env, method) in bold else text
+                all_seeds = declared[env, method]
+                of_all = f" of {all_seeds}" if len(values) < all_seeds else ""
+                seeds = f"{len(values)}{of_all} seed{'s' if all_seeds > 1 else ''}"
                 if len(values) < MIN_SEEDS:
-                    text += f" ({len(values)} {'seed' if len(values) == 1 else 'seeds'}, too few to test)"
+                    text += f" ({seeds}, too few to test)"
                 elif len(values) != SEEDS.get(env, 5):
-                    text += f" ({len(values)} seeds)"
+                    text += f" ({seeds})"
             line += f" {text} | {paper_value(target, env, method)} |"
         lines.append(line)
     return "\n".join(lines)
@@ -628,9 +665,7 @@ def make_table(rows: dict[str, dict[str, str]], runs: Sequence[Run], target: str
 # ---------------------------------------------------------------------------------------------------------------------
 # Figures
 
-COLORS = dict(
-    zip(METHODS, ("C7", "C3", "C1", "C6", "C2", "C4", "black", "C8", "C5", "C9", "C0", "tab:blue"), strict=True)
-)
+COLORS = dict(zip(METHODS, ("C7", "C3", "C1", "C6", "C2", "C4", "black", "C8", "C5", "C9", "C0", "navy"), strict=True))
 
 
 def rows_of(rows: dict[str, dict[str, str]], runs: Sequence[Run], **fields: Any) -> list[dict[str, str]]:
@@ -752,7 +787,8 @@ def kept_runs(rows: dict[str, dict[str, str]], target: str) -> list[Run]:
 
 def make_seeds_table(rows: dict[str, dict[str, str]], runs: Sequence[Run]) -> str:
     """Markdown: what every run reached and how long it took."""
-    lines = ["| command | frames | seeds | return, by seed | hours |", "| --- | ---: | --- | --- | ---: |"]
+    lines = ["| command | frames | seeds | return, by seed | hours | commit |"]
+    lines += ["| --- | ---: | --- | --- | ---: | --- |"]
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         groups.setdefault((run.env, run.method, run.size, run.frames), []).append(run)
@@ -762,7 +798,8 @@ def make_seeds_table(rows: dict[str, dict[str, str]], runs: Sequence[Run]) -> st
         returns = ", ".join(f"{float(row['return']):.2f}" for row in of_group)
         hours = sum(float(row["wall_time"]) for row in of_group) / 3600
         seeds = ", ".join(row["seed"] for row in of_group)
-        lines.append(f"| `python {command}` | {frames:,} | {seeds} | {returns} | {hours:.1f} |")
+        commits = ", ".join(dict.fromkeys(row["commit"] for row in of_group))
+        lines.append(f"| `python {command}` | {frames:,} | {seeds} | {returns} | {hours:.1f} | {commits} |")
     return "\n".join(lines)
 
 
@@ -807,10 +844,12 @@ def main(args: Args) -> None:
     if args.list:
         print_list(runs, args)
         return
+    if args.address and args.executor == "local":
+        fail("--address is a Ray cluster's: leave it out, or --executor local.")
     with_ray = args.executor == "ray" or bool(args.address) or (args.executor == "auto" and find_spec("ray"))
     if with_ray and find_spec("ray") is None:
         fail("Ray is not installed: pip install -r requirements-optional.txt, or leave --executor and --address out.")
-    workers = args.workers or os.cpu_count() or 1
+    workers = args.workers or CORES
     try:
         results_dir.mkdir(parents=True, exist_ok=True)
         Path(args.runs_dir).mkdir(parents=True, exist_ok=True)
@@ -819,11 +858,16 @@ def main(args: Args) -> None:
     executor = ray_executor(workers, args.address) if with_ray else local_executor(workers)
     failed = sweep(runs, executor, args)
     rows = read_rows(results_dir)
-    if drawn := rows_of(rows, [run for run in runs if run not in failed]):
+    for run in failed:
+        rows.pop(shlex.join(run.command), None)  # of an earlier sweep
+    if finished := rows_of(rows, runs):
         files = draw(args.target, rows, runs, results_dir / f"{args.target}{'-quick' if args.quick else ''}")
-        print("drawn:", *files, f"({len(drawn)} of {len(runs)} runs)")
+        print("drawn:", *files, f"({len(finished)} of {len(runs)} runs)")
     for run, why in failed.items():
-        print(f"\nfailed: {run.name}: {why}\n  again: python {shlex.join(run.command)}", file=sys.stderr)
+        folder = Path(args.runs_dir) / run.name
+        print(f"\nfailed: {run.name}: {why}", file=sys.stderr)
+        print(f"  again: python {shlex.join(command_line(run, folder))}", file=sys.stderr)
+        print(f"  without the folder {folder} it begins anew", file=sys.stderr)
     if failed:
         raise SystemExit(1)
 

@@ -241,8 +241,8 @@ def test_table_by_hand():
     assert lines[0] == "| | Grid-World, 2,000,000 frames | paper |"
     assert lines[2:] == [
         "| Standard | 32.0 ± 0.7 | 35.5 ± 0.4 |",  # t = 3 / 1 with 8 degrees of freedom: p = 0.017
-        "| Kaiming | 11.0 ± 0.6 (3 seeds) | 32.1 ± 1.2 |",
-        "| HFI | 55.0 ± 5.0 (2 seeds, too few to test) | 36.8 ± 0.2 |",
+        "| Kaiming | 11.0 ± 0.6 (3 of 5 seeds) | 32.1 ± 1.2 |",
+        "| HFI | 55.0 ± 5.0 (2 of 5 seeds, too few to test) | 36.8 ± 0.2 |",
         "| Bias-HyperInit | **35.0 ± 0.7** | 36.7 ± 0.2 |",
         "| RL2, Bias-HyperInit | 92.0 ± 0.7 | - |",  # beside the paper's column: not tested
     ]
@@ -385,7 +385,7 @@ def test_sweep_with_a_run_that_fails_and_one_that_is_interrupted(executor, tmp_p
     assert process.returncode == 1, err
     assert f"again: {killed.name}" in out and f"failed: {broken.name}" in out
     assert f"again: {broken.name}" not in out  # refused: another try is of no use
-    assert f"failed: {broken.name}: " in err and f"again: python {shlex.join(broken.command)}" in err
+    assert f"failed: {broken.name}: " in err and f"again: python varibad_hyper.py --resume {damaged.parent}" in err
     assert "is not a checkpoint of varibad_hyper.py" in err
     rows, lines = read_csv(tmp_path)
     assert lines == len(rows) == 3
@@ -394,7 +394,7 @@ def test_sweep_with_a_run_that_fails_and_one_that_is_interrupted(executor, tmp_p
 
     # the table shows what is there, and the resumed run's numbers are those of the run alone
     table = (tmp_path / "results" / "table1.md").read_text()
-    assert "| Standard |" in table and "(1 seed, too few to test)" in table
+    assert "| Standard |" in table and "(1 of 2 seeds, too few to test)" in table
     (row,) = [row for row in rows if row["command"] == shlex.join(killed.command)]
     wanted = direct_result(tmp_path, killed)
     assert float(row["return"]) == wanted["evaluation"]["meta_episodic_return"]["mean"]
@@ -480,26 +480,99 @@ def test_a_cluster_that_loses_a_node_finishes_every_run_once(tmp_path):
         assert int(row["frames"]) == FRAMES
 
 
+FAKE_SCRIPT = """
+import json, pathlib, sys, time
+folder = pathlib.Path(sys.argv[sys.argv.index("--runs-dir") + 1]) / "x__1"
+folder.mkdir()
+time.sleep(3)
+mean = {"mean": 1.0, "stderr": 0.5}
+result = {"evaluation": {"meta_episodic_return": mean}, "eval_history": [[9600, 1.0]], "frames": 9600, "wall_time": 3}
+result |= {"parameters": {"total": 2, "base_network": 1}, "SPS": 3200, "versions": {}, "args": {}}
+(folder / "result.json").write_text(json.dumps(result))
+"""
+
+
 def test_two_that_want_the_same_run_do_not_both_do_it(tmp_path, monkeypatch):
     """The second waits for the script of the first, also when whoever started that is gone."""
     script = tmp_path / "slow.py"
-    script.write_text(
-        "import pathlib, sys, time\n"
-        "folder = pathlib.Path(sys.argv[sys.argv.index('--runs-dir') + 1]) / 'x__1'\n"
-        "folder.mkdir()\n"
-        "time.sleep(3)\n"
-        "(folder / 'result.json').write_text('{}')\n"
+    script.write_text(FAKE_SCRIPT)
+    code = (
+        "import sys, reproduce; from pathlib import Path; reproduce.METHODS['bias'] = ('', sys.argv[1], '');"
+        "reproduce.execute(reproduce.Run('Walker', 'bias', 1, 9600), Path(sys.argv[2]), Path('no'))"
     )
-    code = "import sys, reproduce; reproduce.execute([sys.argv[1]], reproduce.Path(sys.argv[2]), reproduce.Path('no'))"
     first = subprocess.Popen([sys.executable, "-c", code, script, tmp_path / "run"], cwd=ROOT)
     while not (tmp_path / "run" / "x__1").exists():
         time.sleep(0.05)
     first.kill()
     first.wait()
     started = time.time()
-    reproduce.execute([str(script)], tmp_path / "run", tmp_path / "no")
+    row = reproduce.execute(Run("Walker", "bias", 1, 9600), tmp_path / "run", tmp_path / "no")
     assert time.time() - started > 1  # it waited
     assert [path.name for path in (tmp_path / "run").glob("*/")] == ["x__1"]  # and did not start it again
+    assert (row["return"], row["return_stderr"], row["env"]) == ("1.0", "0.5", "Walker")
+    assert row["commit"] and row["machine"]
+
+
+def local_args(tmp_path, **more):
+    folders = {"runs_dir": str(tmp_path / "runs"), "results_dir": str(tmp_path / "results")}
+    return Args("figure1", envs=("Grid-World",), methods=("bias",), executor="local", **folders, **more)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("print('one\\rtwo')", "RunFailed: exit status 0\n    two"),
+        ("print('three'); raise SystemExit(1)", "exit status 1\n    three"),
+    ],
+)
+def test_a_run_without_a_result_failed(body, why, tmp_path, monkeypatch, capsys):
+    """It is tried again as often as --retries says."""
+    script = tmp_path / "script.py"
+    script.write_text(f"open({str(tmp_path / 'tries')!r}, 'a').write('x'); {body}")
+    monkeypatch.setitem(reproduce.METHODS, "bias", ("Bias-HyperInit", str(script), ""))
+    with pytest.raises(SystemExit) as exit_:
+        reproduce.main(local_args(tmp_path, seeds=(1,), retries=2))
+    assert exit_.value.code == 1
+    assert why in capsys.readouterr().err
+    assert (tmp_path / "tries").read_text() == "xxx"
+
+
+def test_an_error_of_its_own_stops_the_sweep(tmp_path, monkeypatch):
+    """A full disk, for example: what runs is stopped, what waits is not begun."""
+    script = tmp_path / "slow.py"
+    script.write_text(FAKE_SCRIPT.replace("sleep(3)", "sleep(1)"))
+    monkeypatch.setitem(reproduce.METHODS, "bias", ("Bias-HyperInit", str(script), ""))
+    monkeypatch.setattr(reproduce, "append_row", lambda row, results_dir: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        reproduce.main(local_args(tmp_path, seeds=(1, 2, 3, 4), workers=1))
+    assert len(list(tmp_path.glob("runs/*/log.txt"))) <= 2
+    assert not list(tmp_path.glob("runs/stop-*"))
+
+
+def test_a_dead_cluster_is_told_at_once(tmp_path, capsys):
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed (requirements-optional.txt)")
+    args = local_args(tmp_path)
+    args.executor, args.address = "ray", "127.0.0.1:1"
+    with pytest.raises(SystemExit) as exit_:
+        reproduce.main(args)
+    assert exit_.value.code == 2
+    assert "no Ray cluster answers at --address 127.0.0.1:1" in capsys.readouterr().err
+
+
+def test_machines_of_a_run_in_pieces_are_all_kept(tmp_path, monkeypatch):
+    for machine in ("one", "two", "one"):
+        monkeypatch.setattr(reproduce, "describe_machine", lambda machine=machine: {"machine": machine, "python": "3"})
+        reproduce.note_machine(tmp_path)
+    assert json.loads((tmp_path / "machine.json").read_text()) == {"machine": "one; two", "python": "3"}
+
+
+def test_a_machine_without_git(monkeypatch):
+    def run(*arguments, **more):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(reproduce.subprocess, "run", run)
+    assert reproduce.describe_machine()["commit"] == ""
 
 
 def test_refused_arguments_are_not_tried_again(tmp_path, monkeypatch, capsys):
@@ -529,13 +602,32 @@ def test_progress_of_a_run_is_read_from_its_log(tmp_path):
 
 def test_the_last_row_of_a_command_counts(tmp_path):
     run = Run("Walker", "bias", 1, 100)
-    for value in (1.0, 2.0):
+    for value in (1.0, 2.0, 2.0):
         reproduce.append_row(fake_row(run, value), tmp_path)
     rows = reproduce.read_rows(tmp_path)
     assert [row["return"] for row in rows.values()] == ["2.0"]
+    assert (tmp_path / "Walker.csv").read_text().count("\n") == 3  # a header, two rows; the same one is not added twice
     (tmp_path / "Ant-Dir.csv").write_text("a,b\n1,2\n")
     with pytest.raises(SystemExit):
         reproduce.read_rows(tmp_path)
+
+
+@pytest.mark.parametrize("left", [0, 30, 300, 10**6])
+def test_rows_after_a_full_disk(left, tmp_path):
+    """Whatever it left of the file, a row that is added is whole, and no other is made of the remains."""
+    path, rows = (
+        tmp_path / "Walker.csv",
+        [fake_row(Run("Walker", "bias", k, 100), k, curve='[[1, "a"]]') for k in (1, 2, 3)],
+    )
+    for row in rows[:2]:
+        reproduce.append_row(row, tmp_path)
+    whole = path.read_text()
+    header = whole.index("\n") + 1
+    path.write_text(whole[:0] if left == 0 else whole[: header + left])
+    reproduce.append_row(rows[2], tmp_path)
+    read = reproduce.read_rows(tmp_path)
+    assert read[rows[2]["command"]] == rows[2]
+    assert all(row in rows for row in read.values())
 
 
 # --- What is kept

@@ -539,20 +539,3 @@ def test_readme_gives_the_results_that_are_kept():
 
 def choices(values, names):
     return {name: values.get(name, {"embedding": "posterior", "hyper_bias": True}.get(name)) for name in names}
-
-
-def test_readme_gives_the_learning_curves_that_are_kept():
-    """The first table: means over seeds of the evaluations in results/*.json."""
-    lines = (ROOT / "README.md").read_text().splitlines()
-    (header,) = [line for line in lines if line.startswith("| frames |")]
-    frames = [int(cell) for cell in re.findall(r"(\d+)k", header)]
-    runs = {"Bias-HyperInit": "hyper-bias", "Kaiming": "hyper-kaiming", "standard architecture": "standard-normc"}
-    for name, run_name in runs.items():
-        (row,) = [line for line in lines if line.startswith(f"| {name} |")]
-        paths = sorted((ROOT / "results").glob(f"Grid-World__varibad_hyper__{run_name}__[1-9].json"))
-        curves = [json.loads(path.read_text())["eval_history"] for path in paths]
-        assert len(curves) >= 3
-        means = {
-            round(points[0][0] / 1000): np.mean([mean for _, mean in points]) for points in zip(*curves, strict=True)
-        }
-        assert re.findall(r"-?\d+\.\d", row) == [f"{means[k]:.1f}" for k in frames]
