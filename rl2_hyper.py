@@ -825,7 +825,7 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv):
 
 
 class MetaEpisodes:
-    """Meta-episodes over a VectorEnv: `episodes_per_task` episodes on one task, then a new task.
+    """Meta-episodes over a VectorEnv (section 3.1): `episodes_per_task` episodes on one task, then a new task.
 
     META-RL: with several episodes, a flag joins the observation: 1 on the observation that ended an episode. The
     encoder sees that one; the policy acts on the next episode's first, whose flag is 0.
@@ -987,7 +987,10 @@ class RunningMeanStd(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The task embedding: a GRU over (action, next observation, reward), then linear + ReLU."""
+    """The task embedding: a GRU over (action, next observation, reward), then linear + ReLU.
+
+    Duan et al., 2016; section 3.2 of the paper.
+    """
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args):
         super().__init__()
@@ -1028,8 +1031,8 @@ BASE_INITS = {
 def init_base_network_(layers: nn.ModuleList, head: Literal["discrete", "continuous", "critic"], args: Args) -> None:
     """Initialises a base network: its layers' own weights by f, or the hypernetwork heads that generate them by --init.
 
-    f is --base-init for hidden layers, with bias 0. The output layer's f is orthogonal with gain 0.01 for discrete
-    actions, normc with gain 1 for continuous ones, and PyTorch's default for the critic.
+    f (section 4.2) is --base-init for hidden layers, with bias 0. The output layer's f is orthogonal with gain 0.01 for
+    discrete actions, normc with gain 1 for continuous ones, and PyTorch's default for the critic.
     """
     for i, layer in enumerate(layers):
         f_weight, f_bias, gain = BASE_INITS[args.base_init], nn.init.zeros_, TANH_GAIN
@@ -1057,7 +1060,7 @@ def feature_layer(size: int, units: int) -> tuple[nn.Module, int]:
 
 
 class StandardPolicy(nn.Module):
-    """The standard architecture: the embedding's features enter actor and critic beside the observation's."""
+    """The standard architecture (section 3.2): the embedding's features are an input beside the observation's."""
 
     def __init__(self, obs_dim: int, embedding_dim: int, actor_dim: int, discrete: bool, args: Args):
         super().__init__()

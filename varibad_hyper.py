@@ -890,7 +890,7 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv):
 
 
 class MetaEpisodes:
-    """Meta-episodes over a VectorEnv: `episodes_per_task` episodes on one task, then a new task.
+    """Meta-episodes over a VectorEnv (section 3.1): `episodes_per_task` episodes on one task, then a new task.
 
     META-RL: with several episodes, a flag joins the observation: 1 on the observation that ended an episode. The
     encoder sees that one; the policy acts on the next episode's first, whose flag is 0.
@@ -1130,7 +1130,10 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """q(m | tau_:t): a GRU over (action, next observation, reward), and a linear map to mean and log-variance."""
+    """q(m | tau_:t): a GRU over (action, next observation, reward), then linear to mean and log-variance.
+
+    Zintgraf et al., 2020; section 3.2 of the paper.
+    """
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args):
         super().__init__()
@@ -1162,7 +1165,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """An MLP on (m, transition) that predicts the reward or the next observation."""
+    """An MLP on (m, transition) that predicts the reward or the next observation. Zintgraf et al., 2020."""
 
     def __init__(self, target: Literal["reward", "state"], obs_dim: int, action_dim: int, args: Args):
         super().__init__()
@@ -1192,7 +1195,10 @@ class Decoder(nn.Module):
 
 
 class CellDecoder(nn.Module):
-    """Grid-World's reward decoder (multi-head Bernoulli): from m alone, one logit per cell that it is the goal."""
+    """Grid-World's reward decoder (multi-head Bernoulli): from m alone, one logit per cell that it is the goal.
+
+    Zintgraf et al., 2020.
+    """
 
     def __init__(self, args: Args):
         super().__init__()
@@ -1240,8 +1246,8 @@ BASE_INITS = {
 def init_base_network_(layers: nn.ModuleList, head: Literal["discrete", "continuous", "critic"], args: Args) -> None:
     """Initialises a base network: its layers' own weights by f, or the hypernetwork heads that generate them by --init.
 
-    f is --base-init for hidden layers, with bias 0. The output layer's f is orthogonal with gain 0.01 for discrete
-    actions, normc with gain 1 for continuous ones, and PyTorch's default for the critic.
+    f (section 4.2) is --base-init for hidden layers, with bias 0. The output layer's f is orthogonal with gain 0.01 for
+    discrete actions, normc with gain 1 for continuous ones, and PyTorch's default for the critic.
     """
     for i, layer in enumerate(layers):
         f_weight, f_bias, gain = BASE_INITS[args.base_init], nn.init.zeros_, TANH_GAIN
@@ -1269,7 +1275,7 @@ def feature_layer(size: int, units: int) -> tuple[nn.Module, int]:
 
 
 class StandardPolicy(nn.Module):
-    """The standard architecture: the embedding's features enter actor and critic beside the observation's."""
+    """The standard architecture (section 3.2): the embedding's features are an input beside the observation's."""
 
     def __init__(self, obs_dim: int, embedding_dim: int, actor_dim: int, discrete: bool, args: Args):
         super().__init__()
@@ -1333,7 +1339,8 @@ class Agent(nn.Module):
     """The VAE, the policy and the normalisers of its inputs: all that a saved model needs.
 
     What the agent knows of the task is its belief [N, H]: the encoder's GRU state, from which the embedding that enters
-    the policy follows. With `--embedding one-hot` belief and embedding are the true task's number, and there is no VAE.
+    the policy follows. With `--embedding one-hot` belief and embedding are the true task's number (section 4.1), and
+    there is no VAE.
     """
 
     def __init__(self, envs: MetaEpisodes, args: Args):

@@ -1,0 +1,357 @@
+"""The README's teaching path: what it says of the code is true of the code, and its changes can be made and run."""
+
+import ast
+import contextlib
+import importlib.util
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+import varibad_hyper
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SCRIPTS = ("varibad_hyper.py", "rl2_hyper.py")
+
+
+def section(title):
+    """The text below a heading, up to the next of its level or a higher one."""
+    (hashes,) = re.findall(rf"^(#+) {re.escape(title)}$", README, re.M)
+    rest = README.split(f"\n{hashes} {title}\n")[1]
+    return re.split(rf"^#{{1,{len(hashes)}}} ", rest, maxsplit=1, flags=re.M)[0]
+
+
+def rows(text):
+    """The cells of every row of its tables, without the headers."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    headers = [i - 1 for i, row in enumerate(cells) if set("".join(row)) <= set("-: ")]
+    return [row for i, row in enumerate(cells) if i not in headers and i - 1 not in headers]
+
+
+def definitions(file):
+    """Functions, classes and constants of a file, by name: their syntax trees."""
+    found = {}
+    for node in ast.parse((ROOT / file).read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            found |= {part.id: node for part in ast.walk(target) if isinstance(part, ast.Name)}
+    return found
+
+
+def source(file, name):
+    """The text of a definition, in one line."""
+    return " ".join(ast.get_source_segment((ROOT / file).read_text(), definitions(file)[name]).split())
+
+
+def code_words(text):
+    return re.findall(r"`([^`]+)`", text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The idea, the way through the files, the equations
+
+
+class Bare(ast.NodeTransformer):
+    """A function's calculation alone: no docstring, type hints, `no_grad` or returned argument."""
+
+    def visit_FunctionDef(self, node):
+        self.generic_visit(node)
+        node.returns, node.args.defaults = None, []
+        body = node.body[ast.get_docstring(node) is not None :]
+        body = [part for line in body for part in (line.body if isinstance(line, ast.With) else [line])]
+        node.body = [line for line in body if not isinstance(line, ast.Return)]
+        return node
+
+    def visit_arg(self, node):
+        return ast.arg(node.arg)
+
+
+def test_idea_is_the_codes():
+    (code,) = re.findall(r"```python\n(.*?)```", section("The idea in twelve lines"), re.S)
+    shown = ast.parse(code).body
+    assert [function.name for function in shown] == ["bias_hyperinit_", "weight_hyperinit_"]
+    for function in shown:
+        assert ast.dump(Bare().visit(function)) == ast.dump(Bare().visit(definitions("hyperinit.py")[function.name]))
+
+
+def test_way_through_the_files_names_what_is_there():
+    text = section("Read this first")
+    ways = [row for row in rows(text) if code_words(row[0]) and len(row) == 3 and row[0].endswith(".py`")]
+    assert [row[0] for row in ways][:4] == [f"`{file}`" for file in ("hyperinit.py", "gridworld.py", *SCRIPTS)]
+    for file, *cells in ways:
+        names = code_words(" ".join(cells))
+        assert names and set(names) <= definitions(file.strip("`")).keys()
+
+
+def test_parts_of_main_are_marked_in_the_order_that_is_told():
+    told = re.search(r"`# ---`, in this order: ([^.]*)\.", " ".join(section("Read this first").split()))[1].split(", ")
+    for script, parts in zip(SCRIPTS, (told, [part for part in told if part != "VAE update"]), strict=True):
+        marks = re.findall(r"^ +# --- (.*)$", (ROOT / script).read_text(), re.M)
+        assert len(marks) == len(parts)
+        for mark, part in zip(marks, parts, strict=True):
+            assert mark.removeprefix("Recurrent ").lower().startswith(part.lower())
+
+
+def test_equations_stand_where_the_table_says():
+    """In the source of every definition stands the number or name in the row's first column."""
+    table = rows(section("The papers' equations in the code"))
+    assert len(table) >= 20
+    for number, _, code in table:
+        files, names = [], []
+        for word in code_words(code):
+            if word.endswith(".py"):
+                files.append(word)
+            else:
+                names.append(word)
+        assert files and names
+        for file in files:
+            for name in names:
+                assert name in definitions(file), f"{file} has no {name}"
+                assert number in source(file, name), f"{name} in {file} does not say {number}"
+    numbers = {row[0] for row in table}
+    assert numbers >= {"Eq. (1)", "Eq. (2)", "Eq. (3)", "section 4.1", "section 4.3"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The difference between the scripts
+
+
+def test_difference_of_the_scripts_is_told_whole():
+    """Every definition that only one of them has or that differs is named, and nothing else is."""
+    varibad, rl2 = map(definitions, SCRIPTS)
+    differing = {name for name in varibad.keys() & rl2.keys() if ast.dump(varibad[name]) != ast.dump(rl2[name])}
+    table = rows(section("VariBAD and RL2 differ in this"))
+    assert {name for row in table for name in code_words(row[0])} == differing | (varibad.keys() ^ rl2.keys())
+    for part, in_varibad, in_rl2, _ in table:
+        for name in code_words(part):
+            assert (name in rl2) or (in_rl2 == "none" and in_varibad != "none")
+
+
+def test_imports_that_differ_are_told():
+    names = []
+    for script in SCRIPTS:
+        nodes = [node for node in ast.parse((ROOT / script).read_text()).body if isinstance(node, ast.ImportFrom)]
+        names.append({alias.name for node in nodes for alias in node.names})
+    (row,) = [row for row in rows(section("VariBAD and RL2 differ in this")) if row[0] == "imports"]
+    assert names[1] <= names[0]
+    assert set(code_words(row[1])) == names[0] - names[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From the authors' flags to ours
+
+
+def flag(field):
+    return f"--{field.replace('_', '-')}"
+
+
+def test_flag_table_is_about_flags_that_exist():
+    """Every flag in its right column exists, and every flag stands in it or in the list of those that they lack."""
+    text = section("From the authors' flags to ours")
+    table = rows(text)
+    ours = {word for row in table for word in code_words(row[1])} - {"rl2_hyper.py"}
+    theirs = [word for row in table for word in code_words(row[0])]
+    alone = set(code_words(text.partition("No flag there:")[2]))
+    flags = {flag(field) for field in varibad_hyper.Args.__dataclass_fields__}
+    assert ours <= flags and alone <= flags
+    assert ours | alone == flags and not ours & alone
+    assert len(theirs) == len(set(theirs)) >= 50
+    assert all(re.fullmatch(r"[a-z_]+", name) for name in theirs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The changes
+
+
+RECIPES = re.findall(r"^### (.*?)\n.*?```diff\n(.*?)```\n\n```bash\n(.*?)```", section("Change it"), re.M | re.S)
+DIFFS = {title: diff for title, diff, _ in RECIPES}
+COMMANDS = {title: commands.strip().splitlines() for title, _, commands in RECIPES}
+TINY = (
+    "--num-envs 4 --num-steps 37 --total-timesteps 592 --learning-starts 0 --eval-interval 0 --eval-tasks 2 --no-cuda"
+)
+
+
+@pytest.fixture
+def changed(request, tmp_path):
+    """A folder with the files as the recipe changes them."""
+    for file in ROOT.glob("*.py"):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "change.diff").write_text(DIFFS[request.param])
+    result = subprocess.run(["git", "apply", "change.diff"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    return tmp_path
+
+
+def changed_by(title):
+    return pytest.mark.parametrize("changed", [title], indirect=True)
+
+
+def load(folder, monkeypatch):
+    """The folder's hyperinit and varibad_hyper, beside those that are imported already."""
+    modules = []
+    for name in ("hyperinit", "varibad_hyper"):
+        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+        modules.append(importlib.util.module_from_spec(spec))
+        monkeypatch.setitem(sys.modules, name, modules[-1])
+        spec.loader.exec_module(modules[-1])
+    return modules
+
+
+def test_there_are_four_changes():
+    assert list(DIFFS) == ["An initialiser", "An environment", "An architecture", "An encoder"]
+    assert section("Change it").count("```diff") == len(DIFFS)
+
+
+@pytest.mark.parametrize("changed", DIFFS, indirect=True)
+def test_changes_apply_and_are_clean(changed, request):
+    touched = {file.name for file in changed.glob("*.py") if file.read_text() != (ROOT / file.name).read_text()}
+    title = request.node.callspec.params["changed"]
+    assert touched == ({"hyperinit.py", "varibad_hyper.py"} if title == "An initialiser" else {"varibad_hyper.py"})
+    shutil.copy(ROOT / "pyproject.toml", changed)
+    for command in (["check"], ["format", "--check"]):
+        result = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, *touched], cwd=changed, capture_output=True, text=True, timeout=60
+        )
+        assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changed, choice",
+    [
+        ("An initialiser", {"init": "noisy-bias"}),
+        ("An environment", {"env": "Cheetah-Vel"}),
+        ("An architecture", {"arch": "hyper-input"}),
+        ("An encoder", {"encoder": "sum"}),
+    ],
+    indirect=["changed"],
+)
+def test_changes_run_as_their_commands_say(changed, choice, request):
+    commands = COMMANDS[request.node.callspec.params["changed"]]
+    script, *flags = commands[-1].removeprefix("python ").split()
+    run = [sys.executable, script, *flags, *TINY.split()]
+    result = subprocess.run(run, cwd=changed, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr
+    (kept,) = changed.glob("runs/*/result.json")
+    kept = json.loads(kept.read_text())
+    assert kept["frames"] == 592 and choice.items() <= kept["args"].items()
+    (value,) = choice.values()
+    assert value in flags
+
+
+def told(module, *flags):
+    """What is printed about flags, and the exit status."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        with pytest.raises(SystemExit) as stop:
+            module.check_args(module.parse_args(list(flags)))
+    return " ".join(re.sub(r"[│\s]+", " ", out.getvalue() + err.getvalue()).split()), stop.value.code
+
+
+def make_agent(script, *flags):
+    args = script.parse_args(list(flags))
+    torch.manual_seed(0)
+    envs = script.make_envs(args, 2)
+    return script.Agent(envs, args), args, envs
+
+
+@changed_by("An initialiser")
+def test_noisy_bias_is_f_and_a_tenth_of_f(changed, monkeypatch):
+    hyperinit, script = load(changed, monkeypatch)
+    assert "noisy-bias" in told(script, "--help")[0]
+    assert told(script, "--arch", "film", "--init", "noisy-bias")[1] == 2
+    assert told(script, "--arch", "standard", "--init", "noisy-bias")[1] == 2
+    assert all(np.isfinite(hyperinit.measure("noisy-bias", tasks=5, observations=5)["scale"]))
+
+    agent, args, _ = make_agent(script, "--init", "noisy-bias")
+    stack = agent.policy.actor[1].weight.detach()  # [K+1, out, in]
+    lengths = stack.norm(dim=2)  # f is normc with the gain of tanh: rows of this length
+    assert stack.shape == (args.embedding_features + 1, *2 * args.base_layers[:1])
+    assert_close(lengths[-1], torch.full_like(lengths[-1], 5 / 3))
+    assert_close(lengths[:-1], torch.full_like(lengths[:-1], 5 / 30))
+    assert not torch.allclose(stack[0] / stack[0].norm(), stack[1] / stack[1].norm(), atol=0.1)
+    assert not agent.policy.actor[1].bias.any()
+
+
+@changed_by("An environment")
+def test_cheetah_vel_pays_for_its_speed(changed, monkeypatch):
+    _, script = load(changed, monkeypatch)
+    assert "Cheetah-Vel" in told(script, "--help")[0]
+    assert told(script, "--env", "Cheetah-Vel", "--embedding", "one-hot")[1] == 2
+    assert script.parse_args(["--env", "Cheetah-Vel"]).num_steps == 400
+    envs = script.CheetahVel(200)
+    envs.reset(seed=0)
+    tasks = envs.tasks[:, 0].copy()
+    assert 0 <= tasks.min() < 0.1 and 2.9 < tasks.max() <= 3 and abs(tasks.mean() - 1.5) < 0.2
+    action = np.full((200, 6), 0.5)
+    speeds = np.linspace(-1, 4, 200)
+    wanted = [-abs(speed - task) - 0.05 * 6 * 0.25 for speed, task in zip(speeds, tasks, strict=True)]
+    np.testing.assert_allclose(envs.reward(speeds[:, None], action), wanted)
+    before = envs.location()[:, 0]
+    reward = envs.step(action)[1]
+    speeds = (envs.location()[:, 0] - before) / envs.dt
+    np.testing.assert_allclose(reward, envs.reward(speeds[:, None], action))
+    args = script.parse_args(["--env", "Cheetah-Vel", "--eval-tasks", "3"])
+    assert script.make_eval_envs(args).all_tasks is None
+
+
+@changed_by("An architecture")
+def test_hyper_input_sees_the_embedding_twice(changed, monkeypatch):
+    _, script = load(changed, monkeypatch)
+    assert "hyper-input" in told(script, "--help")[0]
+    assert told(script, "--arch", "hyper-input", "--no-hyper-bias")[1] == 2  # as with hyper: nothing of bias is left
+    script.check_args(script.parse_args("--arch hyper-input --no-hyper-bias --init weight".split()))
+    agent, args, envs = make_agent(script, "--arch", "hyper-input")
+    plain, _, _ = make_agent(script, "--arch", "hyper")
+    added = script.parameter_counts(agent)["total"] - script.parameter_counts(plain)["total"]
+    k = args.embedding_features
+    assert added == 2 * (k + 1) * args.base_layers[0] * k  # the first layer of actor and critic, K inputs more
+
+    # Under Bias-HyperInit no weight depends on the embedding yet, so that what it changes comes through the input
+    obs, embeddings = torch.randn(5, envs.obs_dim), torch.randn(5, 2 * args.latent_dim)
+    for policy, differs in ((agent.policy, True), (plain.policy, False)):
+        outputs = policy(obs, embeddings)[1] - policy(obs, embeddings.roll(1, 0))[1]
+        assert (outputs.abs().max() > 1e-3) == differs
+    features = torch.cat([agent.policy.obs_features(obs), agent.policy.embedding_features(embeddings)], dim=1)
+    for layer in agent.policy.critic:
+        slow = F.linear(features, layer.weight[-1], layer.bias[-1, :, 0])
+        features = torch.tanh(slow)
+    assert_close(agent.policy(obs, embeddings)[1], slow[:, 0])
+
+
+@changed_by("An encoder")
+def test_sum_forgets_the_order(changed, monkeypatch):
+    _, script = load(changed, monkeypatch)
+    text = told(script, "--help")[0]
+    assert "--encoder {gru,sum}" in text and "(default: gru)" in text
+    assert told(script, "--encoder", "lstm")[1] == 2
+    order = torch.randperm(12)
+    for name in ("gru", "sum"):
+        agent, args, envs = make_agent(script, "--encoder", name)
+        encoder = agent.vae.encoder
+        actions, obs, rewards = (
+            torch.randn(12, 3, envs.action_dim),
+            torch.randn(12, 3, envs.obs_dim),
+            torch.randn(12, 3, 1),
+        )
+        states = encoder.encode(actions, obs, rewards)  # [T+1, B, H]
+        shuffled = encoder.encode(actions[order], obs[order], rewards[order])
+        assert torch.allclose(states[-1], shuffled[-1], atol=1e-5) == (name == "sum")
+        assert states.shape == (13, 3, args.gru_hidden) and not states[0].any()
+        parts = encoder.hiddens(actions[5:], obs[5:], rewards[5:], states[5])  # goes on where it stood
+        assert_close(parts, states[6:])
+    embedded = [F.relu(layer(x)) for layer, x in zip(encoder.embeddings[1:], (obs, rewards), strict=True)]
+    steps = F.relu(encoder.gru.linear(torch.cat(embedded, dim=-1)))
+    assert_close(states[1:], torch.stack([sum(steps[: t + 1]) for t in range(12)]))
