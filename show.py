@@ -375,6 +375,7 @@ def robot_frames(trained: Trained, meta: MetaEpisode, steps: Iterable[int], widt
     camera.distance, camera.azimuth, camera.elevation = (3.6, 90, -20) if goal is None else (1.6, 140, -25)
     font = ImageFont.load_default(width / 28)
     with mujoco.Renderer(model, height, width) as renderer:
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0  # in the floor; it distracts and makes GIFs large
         for t in steps:
             mujoco.mj_setState(model, data, meta.physics[t], mujoco.mjtState.mjSTATE_INTEGRATION)
             mujoco.mj_forward(model, data)
@@ -402,6 +403,9 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     with imageio.get_writer(path, fps=fps, macro_block_size=2) as writer:
         for frame in frames:
             writer.append_data(frame)
+    if not path.stat().st_size:  # nobody asks how ffmpeg ended
+        raise OSError("nothing was written")
+    imageio.get_reader(path).close()  # raises OSError where it was not finished
 
 
 RENDER = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 8, 8).render()"
@@ -472,7 +476,8 @@ def main(args: argparse.Namespace) -> None:
             frames = (grid_frames if grid else robot_frames)(trained, meta, steps, args.width // 2 * 2)
             write_video(out, frames, 1 / (args.every * (meta.robot.dt if meta.robot else 1 / 3)))
     except OSError as error:
-        fail(f"{out} could not be written ({error}): mend that or give another file.")
+        what = str(error).partition("\n")[0]  # ffmpeg says more
+        fail(f"{out} could not be written ({what}): mend that or give another file.")
     returns = " ".join(f"{value:.2f}" for value in meta.returns())
     print(f"drawn: {out} (task {task}, {describe(trained, meta.task)}, return by episode {returns})")
 
