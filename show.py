@@ -287,6 +287,7 @@ def draw_embedding(figure: FigureBase, trained: Trained, meta: MetaEpisode) -> N
         extent = (-0.5, len(steps) - 0.5, dims + 0.5, 0.5)  # a column per step
         image = axes[1].imshow(meta.embeddings.T, aspect="auto", extent=extent, cmap="Blues", interpolation="none")
         axes[1].set_ylabel("unit of the embedding")
+        axes[1].locator_params(axis="y", integer=True)
         figure.colorbar(image, ax=list(axes), label="activation", pad=0.01)
     for axis in axes:
         for k in range(1, meta.episode[-1] + 1):

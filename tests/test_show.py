@@ -410,13 +410,15 @@ def test_frames_of_grid_world(trained, script, run):
         assert show.caption(meta, t, t + 1) == f"episode {t // 15 + 1}, step {t % 15 + 1}, return {running:.1f}"
 
 
-def test_belief_in_the_frames_is_that_after_the_step(trained, monkeypatch):
+def test_frames_of_grid_world_are_after_the_step(trained, monkeypatch):
     _, agent = trained("varibad", "Grid-World")
-    meta, drawn = show.play(agent, 7), []
+    meta, drawn, told, steps = show.play(agent, 7), [], [], range(0, 60, 8)
     monkeypatch.setattr(show, "draw_grid", lambda axis, trained, meta, k, step, belief: drawn.append((k, step, belief)))
-    list(show.grid_frames(agent, meta, range(0, 60, 8), 64))
-    assert [(k, step) for k, step, _ in drawn] == [(t // 15, t % 15 + 1) for t in range(0, 60, 8)]
+    monkeypatch.setattr(show, "caption", lambda meta, t, end: told.append((t, end)))
+    list(show.grid_frames(agent, meta, steps, 64))
+    assert [(k, step) for k, step, _ in drawn] == [(t // 15, t % 15 + 1) for t in steps]
     np.testing.assert_array_equal(drawn[0][2], show.cell_probabilities(agent, meta.embeddings))
+    assert told == [(t, t + 1) for t in steps]
 
 
 @pytest.mark.parametrize("name, every, frames", [("out.gif", 1, 60), ("out.GIF", 7, 9), ("out.mp4", 1, 60)])
