@@ -1,0 +1,491 @@
+"""Shows a trained agent: what it believes of its hidden task, as a picture, and what it does, as a video.
+
+    python show.py runs/THE_RUNS_FOLDER --picture belief.png      # or .svg, .pdf
+    python show.py model.pt --video agent.gif                     # or .mp4
+
+It takes what `varibad_hyper.py` and `rl2_hyper.py` leave behind, a run's folder, its checkpoint.pt or a model.pt, and
+plays one meta-episode of the evaluation. Only the script that trained the agent is imported; nothing is trained.
+
+Letters: N environments, T steps of the meta-episode, D observation, A action, L task embedding m, H GRU state, S
+MuJoCo's state, G cells per side of Grid-World.
+"""
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure, FigureBase
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+import gridworld
+
+METHODS = {"varibad_hyper": "VariBAD", "rl2_hyper": "RL2"}
+PICTURES, VIDEOS = (".png", ".svg", ".pdf"), (".mp4", ".gif")
+PANELS = 6  # of an episode of Grid-World
+
+
+def fail(sentence: str) -> NoReturn:
+    """Ends the program with one sentence on stderr and exit status 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The agent and what it does
+
+
+class Trained(NamedTuple):
+    """A trained agent and the environments of its evaluation."""
+
+    script: ModuleType  # varibad_hyper or rl2_hyper
+    args: Any  # its Args
+    agent: Any  # its Agent
+    envs: Any  # its MetaEpisodes, all in this process
+
+    @property
+    def meta_world(self) -> bool:
+        return self.args.env in self.script.META_WORLD
+
+    @property
+    def num_tasks(self) -> int:
+        """Tasks that can be shown: the evaluation's, or all of Meta-World's, the training tasks first."""
+        return len(self.envs.envs.class_names) if self.meta_world else self.envs.num_envs
+
+
+def read(path: Path) -> tuple[str, dict[str, Any]]:
+    """The name of the script that wrote a run's folder, checkpoint.pt or model.pt, and what is in the file."""
+    file = path / "checkpoint.pt" if path.is_dir() else path
+    wanted = "give a run's folder, its checkpoint.pt or a model.pt"
+    try:
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        # Checkpoints name their script; models differ in that only VariBAD has a VAE.
+        script = saved.get("script", "varibad_hyper" if "vae_updates" in saved["args"] else "rl2_hyper")
+        if script in METHODS and isinstance(saved["args"]["env"], str):
+            return script, saved
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        fail(f"cannot read {file} ({error.strerror}): {wanted}.")
+    except Exception:  # whatever a foreign or damaged file may raise
+        pass
+    fail(f"{file} holds no agent of varibad_hyper.py or rl2_hyper.py: {wanted}.")
+
+
+def load(path: Path, script_name: str, saved: dict[str, Any]) -> Trained:
+    """The agent that `read` found; only now its script is imported, and MuJoCo with it."""
+    script = importlib.import_module(script_name)
+    try:
+        args = script.Args(**saved["args"] | {"env_workers": 1})
+        envs = script.make_eval_envs(args)
+        agent = script.Agent(envs, args)
+        agent.load_state_dict(saved["agent"])
+    except Exception as error:  # as above
+        fail(
+            f"{path} does not fit this version of {script_name}.py ({type(error).__name__}): use the one that wrote it."
+        )
+    return Trained(script, args, agent, envs)
+
+
+class Robot(NamedTuple):
+    """What MuJoCo simulates in one environment."""
+
+    model: Any  # MjModel
+    data: Any  # MjData
+    dt: float  # seconds per step
+    goal: np.ndarray | None  # Meta-World's, [3]
+
+
+def robot_of(envs: Any, row: int) -> Robot | None:
+    """The robot in environment `row` of MetaEpisodes; Grid-World has none."""
+    envs = envs.envs
+    if hasattr(envs, "groups"):
+        robot = envs.groups.running[row]
+        return Robot(robot.model, robot.data, robot.dt, robot._target_pos)
+    return Robot(envs.models[row], envs.data[row], envs.dt, None) if hasattr(envs, "models") else None
+
+
+def physics_state(robot: Robot | None) -> np.ndarray:
+    """All that MuJoCo's future depends on, [S]; empty on Grid-World."""
+    if robot is None:
+        return np.zeros(0)
+    import mujoco
+
+    state = np.zeros(mujoco.mj_stateSize(robot.model, mujoco.mjtState.mjSTATE_INTEGRATION))
+    mujoco.mj_getState(robot.model, robot.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+    return state
+
+
+@dataclass
+class MetaEpisode:
+    """What happened in one meta-episode, by step."""
+
+    task: np.ndarray  # [task_dim]: Grid-World's goal (x, y), a direction, a body, the number of one of Meta-World's
+    robot: Robot | None  # in which it was played
+    obs: np.ndarray  # before the action, [T, D]
+    episode: np.ndarray  # index of the episode that the step is part of, [T]
+    physics: np.ndarray  # MuJoCo's state before the action, [T, S]
+    actions: np.ndarray  # greedy, [T] or [T, A]
+    next_obs: np.ndarray  # what the action led to, [T, D]
+    rewards: np.ndarray  # [T]
+    success: np.ndarray  # whether the step fulfilled Meta-World's task, bool [T]
+    embeddings: np.ndarray  # before the first and after every step: mean and log-variance [T+1, 2L], RL2's [T+1, L]
+
+    def start(self, k: int) -> int:
+        """The first step of episode k."""
+        return int(np.flatnonzero(self.episode == k)[0])
+
+    def returns(self) -> list[float]:
+        """Of every episode; summed in the order of the steps, as the evaluation does."""
+        return [float(np.cumsum(self.rewards[self.episode == k])[-1]) for k in range(self.episode[-1] + 1)]
+
+
+@torch.no_grad()
+def play(trained: Trained, task: int) -> MetaEpisode:
+    """The meta-episode on task number `task` of the evaluation, under the greedy policy.
+
+    All N environments of the evaluation are stepped together, as in the script's `evaluate`, and one is kept, so that
+    its returns are those which the evaluation counted, bit for bit.
+    """
+    script, args, agent, envs = trained
+    row, tasks = task, envs.all_tasks  # [num_tasks, task_dim], or None: they are drawn from the seed
+    if trained.meta_world:
+        row = task % envs.num_envs
+        tasks = np.arange(task - row, task - row + envs.num_envs)[:, None] % trained.num_tasks
+    elif tasks is not None:
+        tasks = np.resize(tasks, (envs.num_envs, tasks.shape[1]))
+    obs = envs.reset(script.seeds_of(args)["eval_envs"], tasks)  # [N, D]
+    belief = agent.initial_belief(envs)  # [N, H]
+    embedding = agent.embedding(belief)  # [N, 2L]
+    this_task, robot = envs.envs.tasks[row].copy(), robot_of(envs, row)
+    embeddings, steps, done = [embedding[row].numpy()], [], False
+    with tqdm(total=envs.max_steps, desc="playing", unit="steps", leave=False, delay=1) as bar:
+        while not done:
+            before = obs[row], int(envs.episode[row]), physics_state(robot)
+            action = agent.get_greedy_action(torch.as_tensor(obs, dtype=torch.float32), embedding)  # [N] or [N, A]
+            final_obs, reward, _, task_done, _, obs = envs.step(action.numpy())
+            steps.append((*before, action[row].numpy(), final_obs[row], reward[row], envs.success[row]))
+            final_obs, reward = (torch.as_tensor(x, dtype=torch.float32) for x in (final_obs, reward))
+            belief = agent.update_belief(belief, action, final_obs, reward)
+            embedding = agent.embedding(belief)
+            embeddings.append(embedding[row].numpy())
+            done = task_done[row]
+            bar.update()
+    return MetaEpisode(this_task, robot, *map(np.array, zip(*steps, strict=True)), np.array(embeddings))
+
+
+@torch.no_grad()
+def cell_probabilities(trained: Trained, embeddings: np.ndarray) -> np.ndarray | None:
+    """How probable the reward decoder holds it that entering cell (x, y) is rewarded, [T+1, G, G].
+
+    At the posterior's mean. None where there is no such decoder: RL2, other tasks, --no-decode-reward, one-hot.
+    NOTE: it learns from the cells that agents enter, which of a good agent is mostly the goal. So what it has not seen
+    yet gets more than 1/24, and a map does not sum to 1.
+    """
+    vae = getattr(trained.agent, "vae", None)
+    if trained.args.env != "Grid-World" or vae is None or vae.reward_decoder is None:
+        return None
+    logits = vae.reward_decoder(torch.from_numpy(embeddings[:, : trained.args.latent_dim]))  # [T+1, G * G]
+    return logits.sigmoid().unflatten(1, (trained.args.grid_size,) * 2).numpy()
+
+
+def known_goal_return(goal: np.ndarray, horizon: int) -> float:
+    """The best return of an episode of Grid-World for an agent that knows the goal: straight there, then stay."""
+    on_goal = max(0, horizon - int(goal.sum()) + 1)  # the step that enters the goal is one of them
+    return on_goal * gridworld.GOAL_REWARD + (horizon - on_goal) * gridworld.STEP_REWARD
+
+
+def direction(env: str, task: np.ndarray) -> np.ndarray | None:
+    """The unit vector [3] that the robot shall run along, or None where the task is not a direction."""
+    if env == "Cheetah-Dir":
+        return np.array([task[0], 0.0, 0.0])
+    return np.array([np.cos(task[0]), np.sin(task[0]), 0.0]) if env in ("Ant-Dir", "Humanoid") else None
+
+
+def describe(trained: Trained, task: np.ndarray) -> str:
+    """The hidden task in words."""
+    env, envs = trained.args.env, trained.envs.envs
+    if env == "Grid-World":
+        return f"goal at ({task[0]}, {task[1]})"
+    if env == "Cheetah-Dir":
+        return f"run {'forwards' if task[0] > 0 else 'backwards'}"
+    if trained.meta_world:
+        return f"{envs.class_names[task[0]]}, {'training' if task[0] < envs.num_train else 'test'} task {task[0]}"
+    return "walk with an unknown body" if env == "Walker" else f"run towards {np.degrees(task[0]):.0f} degrees"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+def draw_grid(axis: Axes, trained: Trained, meta: MetaEpisode, k: int, step: int, belief: np.ndarray | None) -> Any:
+    """Grid-World after `step` steps of episode k: probabilities [T+1, G, G], the episode's path so far, the goal."""
+    size, start = trained.args.grid_size, meta.start(k)
+    cells = np.zeros((size, size)) if belief is None else belief[start + step].T  # rows are y
+    image = axis.imshow(cells, cmap="Blues", vmin=0, vmax=1, origin="lower")
+    axis.set(xticks=[], yticks=[])
+    if size <= 20:
+        axis.set_xticks(np.arange(size - 1) + 0.5, minor=True)
+        axis.set_yticks(np.arange(size - 1) + 0.5, minor=True)
+        axis.grid(which="minor", color="0.8", lw=0.6)
+        axis.tick_params(which="minor", length=0)
+    path = np.vstack([meta.obs[start, :2], meta.next_obs[start : start + step, :2]])  # [step + 1, 2]
+    axis.plot(*meta.task, "s", ms=70 / size, mfc="none", mec="crimson", mew=2)
+    axis.plot(*path.T, color="darkorange", lw=2)
+    axis.plot(*path[-1], "o", ms=45 / size, mfc="darkorange", mec="white")
+    return image
+
+
+def draw_search(figure: FigureBase, trained: Trained, meta: MetaEpisode, belief: np.ndarray | None) -> None:
+    """A row of panels per episode with the belief; without one a panel per episode, in a row."""
+    horizon, returns = trained.args.grid_horizon, meta.returns()
+    best = known_goal_return(meta.task, horizon)
+    names = [f"episode {k + 1}\nreturn {value:.1f} of {best:.1f}" for k, value in enumerate(returns)]
+    if belief is None:
+        for k, axis in enumerate(figure.subplots(1, len(returns), squeeze=False)[0]):
+            draw_grid(axis, trained, meta, k, horizon, None)
+            axis.set_title(names[k], fontsize=11)
+        return
+    steps = np.unique(np.linspace(0, horizon, PANELS).round().astype(int))
+    axes = figure.subplots(len(returns), len(steps), squeeze=False)
+    for k, row in enumerate(axes):
+        for axis, step in zip(row, steps, strict=True):
+            image = draw_grid(axis, trained, meta, k, step, belief)
+            if k == 0:
+                axis.set_title(f"after {step} steps" if step else "at the start", fontsize=11)
+        row[0].set_ylabel(names[k], fontsize=11)
+    label = "decoder's probability that entering the cell is rewarded"
+    figure.colorbar(image, ax=axes, label=label, shrink=0.8, pad=0.02)
+
+
+def draw_embedding(figure: FigureBase, trained: Trained, meta: MetaEpisode) -> None:
+    """The rewards, and below them the task embedding: a line with a band per dimension, or RL2's units as a map."""
+    posterior, dims = hasattr(trained.agent, "vae"), trained.args.latent_dim
+    heights = [2, *[1] * dims] if posterior else [2, 4]
+    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    steps = np.arange(len(meta.embeddings))  # that precede the belief
+    axes[0].plot(steps[1:], meta.rewards, color="black", lw=1, drawstyle="steps-pre")
+    axes[0].set(ylabel="reward", xlim=(0, steps[-1]))
+    axes[-1].set(xlabel="step")
+    if posterior:
+        mean, deviation = meta.embeddings[:, :dims], np.exp(0.5 * meta.embeddings[:, dims:])  # [T+1, L] each
+        for i, axis in enumerate(axes[1:]):
+            low, high = mean[:, i] - deviation[:, i], mean[:, i] + deviation[:, i]
+            axis.fill_between(steps, low, high, color="tab:blue", alpha=0.25, lw=0)
+            axis.plot(steps, mean[:, i], color="tab:blue")
+            axis.set_ylabel(f"$m_{{{i + 1}}}$", rotation=0, labelpad=12, va="center")
+    else:
+        extent = (-0.5, len(steps) - 0.5, dims + 0.5, 0.5)  # a column per step
+        image = axes[1].imshow(meta.embeddings.T, aspect="auto", extent=extent, cmap="Blues", interpolation="none")
+        axes[1].set_ylabel("unit of the embedding")
+        axes[1].locator_params(axis="y", integer=True)
+        figure.colorbar(image, ax=list(axes), label="activation", pad=0.01)
+    for axis in axes:
+        for k in range(1, meta.episode[-1] + 1):
+            axis.axvline(meta.start(k), color="crimson", ls="--", lw=1)
+
+
+def draw(trained: Trained, meta: MetaEpisode) -> Figure:
+    """The picture: what the agent believes over the meta-episode, and what it earns."""
+    args, belief = trained.args, cell_probabilities(trained, meta.embeddings)
+    search, embedding = 3.2, 3 + 0.7 * args.latent_dim if hasattr(trained.agent, "vae") else 5  # inches
+    title = f"{METHODS[trained.script.__name__]} on {args.env}, {describe(trained, meta.task)}"
+    if args.env == "Grid-World":
+        best = known_goal_return(meta.task, args.grid_horizon)
+        title += f" (red), path orange; an agent that knows the goal from the start earns {best:.1f} per episode"
+    else:
+        title += ", return " + " + ".join(f"{value:.1f}" for value in meta.returns())
+    if hasattr(trained.agent, "vae") and belief is None:
+        title += "\nlines: posterior of the task embedding m, mean and standard deviation"
+    if belief is not None:
+        figure = Figure((13, 0.6 + 1.95 * args.episodes_per_task), layout="constrained")
+        draw_search(figure, trained, meta, belief)
+    elif args.env == "Grid-World":
+        figure = Figure((13, search + embedding), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=[search, embedding])
+        draw_search(top, trained, meta, None)
+        draw_embedding(bottom, trained, meta)
+    else:
+        figure = Figure((13, embedding), layout="constrained")
+        draw_embedding(figure, trained, meta)
+    figure.suptitle(title, fontsize=13)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Videos
+
+
+def caption(meta: MetaEpisode, t: int, end: int) -> str:
+    """Where step t is, and the return of its episode from its start to before step `end`."""
+    start = meta.start(meta.episode[t])
+    text = f"episode {meta.episode[t] + 1}, step {t - start + 1}, return {meta.rewards[start:end].sum():.1f}"
+    return text + (", success" if meta.success[start:end].any() else "")
+
+
+def grid_frames(trained: Trained, meta: MetaEpisode, steps: Iterable[int], width: int) -> Iterator[np.ndarray]:
+    """Grid-World after each of the steps: RGB images, uint8 [height, width, 3]."""
+    belief = cell_probabilities(trained, meta.embeddings)
+    figure = Figure((3, 3.2), dpi=width / 3)
+    canvas = FigureCanvasAgg(figure)
+    for t in steps:
+        figure.clear()
+        axis = figure.add_axes((0.04, 0.0375, 0.92, 0.8625))
+        draw_grid(axis, trained, meta, meta.episode[t], t + 1 - meta.start(meta.episode[t]), belief)
+        axis.set_title(caption(meta, t, t + 1), fontsize=11)
+        canvas.draw()
+        yield np.array(canvas.buffer_rgba())[:, :, :3]
+
+
+def add_goal(scene: Any, env: str, meta: MetaEpisode) -> None:
+    """Puts the hidden task into an MjvScene: an arrow on the floor before the robot, or a ball at Meta-World's goal."""
+    import mujoco
+
+    geom, color, robot = scene.geoms[scene.ngeom], np.array([1.0, 0.45, 0.0, 1.0], np.float32), meta.robot
+    if robot.goal is not None:
+        ball = mujoco.mjtGeom.mjGEOM_SPHERE
+        mujoco.mjv_initGeom(geom, ball, np.full(3, 0.025), robot.goal, np.eye(3).ravel(), color)
+    elif (towards := direction(env, meta.task)) is not None:
+        arrow = mujoco.mjtGeom.mjGEOM_ARROW
+        start = robot.data.xpos[1] * [1, 1, 0] + [0, 0, 0.1] + 0.8 * towards  # before the torso
+        mujoco.mjv_initGeom(geom, arrow, np.zeros(3), np.zeros(3), np.zeros(9), color)
+        mujoco.mjv_connector(geom, arrow, 0.08, start, start + 2 * towards)
+    else:
+        return
+    geom.emission = 0.5  # bright in the shade, too
+    scene.ngeom += 1
+
+
+def robot_frames(trained: Trained, meta: MetaEpisode, steps: Iterable[int], width: int) -> Iterator[np.ndarray]:
+    """The robot before each of the steps: RGB images, uint8 [height, width, 3]."""
+    import mujoco
+
+    (model, data, _, goal), height = meta.robot, width * 3 // 8 * 2
+    model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+    camera = mujoco.MjvCamera()
+    camera.lookat[:] = 0.0, 0.65, 0.15  # Meta-World's table
+    camera.distance, camera.azimuth, camera.elevation = (3.6, 90, -20) if goal is None else (1.6, 140, -25)
+    font = ImageFont.load_default(width / 28)
+    with mujoco.Renderer(model, height, width) as renderer:
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0  # in the floor; it distracts and makes GIFs large
+        for t in steps:
+            mujoco.mj_setState(model, data, meta.physics[t], mujoco.mjtState.mjSTATE_INTEGRATION)
+            mujoco.mj_forward(model, data)
+            if goal is None:  # MuJoCo's own tracking camera lags behind
+                camera.lookat[:] = *data.xpos[1, :2], 0.8  # the torso
+            renderer.update_scene(data, camera)
+            add_goal(renderer.scene, trained.args.env, meta)
+            image = Image.fromarray(renderer.render())
+            pen = ImageDraw.Draw(image)
+            pen.rectangle((0, 0, width, width / 10), "black")
+            pen.text((width / 60, width / 200), f"{describe(trained, meta.task)}\n{caption(meta, t, t)}", "white", font)
+            yield np.array(image)
+
+
+def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Writes the images as they come, to a .gif that repeats or a .mp4."""
+    if path.suffix.lower() == ".gif":  # by Pillow, which keeps of a frame what is new in it
+        octree = Image.Quantize.FASTOCTREE  # keeps the few pixels of an arrow apart from a brown robot's
+        first, *others = (Image.fromarray(frame).quantize(64, octree, dither=Image.Dither.NONE) for frame in frames)
+        milliseconds = max(20, 1000 / fps)  # browsers play what is shorter at a tenth of the speed
+        first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
+        return
+    import imageio.v2 as imageio
+
+    with imageio.get_writer(path, fps=fps, macro_block_size=2) as writer:
+        for frame in frames:
+            writer.append_data(frame)
+    if not path.stat().st_size:  # nobody asks how ffmpeg ended
+        raise OSError("nothing was written")
+    imageio.get_reader(path).close()  # raises OSError where it was not finished
+
+
+RENDER = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 8, 8).render()"
+
+
+def find_renderer() -> str:
+    """A value of MUJOCO_GL, which must be known before `import mujoco`, that draws on this machine.
+
+    The user's own, or the first that works; each is tried in a process of its own, which takes a second.
+    """
+    given = os.environ.get("MUJOCO_GL")
+    names = [given] if given else ["egl", "osmesa", "glfw"] if sys.platform == "linux" else [""]
+    for name in names:
+        environment = os.environ | {"MUJOCO_GL": name}
+        if subprocess.run([sys.executable, "-c", RENDER], env=environment, capture_output=True).returncode == 0:
+            return name
+    what = f"MUJOCO_GL={given} draws nothing" if given else f"MuJoCo draws nothing (tried: {', '.join(names)})"
+    fail(f"{what} on this machine: install the Debian package libosmesa6 and set MUJOCO_GL=osmesa.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; refuses values that cannot work with one sentence."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("file", type=Path, help="a run's folder, its checkpoint.pt, or a model.pt of --save-model")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--picture", type=Path, metavar="OUT", help="draw what the agent believes: a .png, .svg or .pdf")
+    what.add_argument("--video", type=Path, metavar="OUT", help="show what the agent does: a .mp4 or .gif")
+    parser.add_argument(
+        "--task", type=int, metavar="N", help="number of the evaluation's task (0; Grid-World: the last)"
+    )
+    parser.add_argument("--width", type=int, default=480, help="pixels of a video's frames (480)")
+    parser.add_argument("--every", type=int, default=1, metavar="K", help="show every K-th step of a video only (1)")
+    args = parser.parse_args(argv)
+    flag, out, suffixes = ("--picture", args.picture, PICTURES) if args.picture else ("--video", args.video, VIDEOS)
+    if out.suffix.lower() not in suffixes:
+        fail(f"{flag} {out}: give a file whose name ends in {', '.join(suffixes[:-1])} or {suffixes[-1]}.")
+    if out.is_dir() or not out.parent.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
+        fail(f"{flag} {out} cannot be written: give a file in a folder that is there and that you may write to.")
+    if not 64 <= args.width <= 1920:
+        fail(f"--width {args.width}: it must be from 64 to 1920 pixels.")
+    if args.every < 1:
+        fail(f"--every {args.every}: it must be at least 1.")
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    """Draws the picture or the video."""
+    script_name, saved = read(args.file)
+    grid, out = saved["args"]["env"] == "Grid-World", args.picture or args.video
+    if args.picture and saved["args"].get("embedding") == "one-hot":
+        fail(f"the agent in {args.file} is told its task (--embedding one-hot) and believes nothing: give --video.")
+    os.environ["MUJOCO_GL"] = find_renderer() if args.video and not grid else "disabled"
+    trained = load(args.file, script_name, saved)
+    torch.set_num_threads(trained.args.torch_threads)  # as in the evaluation
+    last = trained.num_tasks - 1
+    task = args.task if args.task is not None else last if grid else 0  # Grid-World's last goal is the farthest
+    if not 0 <= task <= last:
+        fail(f"--task {task}: the tasks of this agent's evaluation have the numbers 0 to {last}.")
+    meta = play(trained, task)
+    try:
+        if args.picture:
+            draw(trained, meta).savefig(out, dpi=100)
+        else:
+            steps = tqdm(range(0, len(meta.rewards), args.every), desc="drawing", unit="frames")
+            frames = (grid_frames if grid else robot_frames)(trained, meta, steps, args.width // 2 * 2)
+            write_video(out, frames, 1 / (args.every * (meta.robot.dt if meta.robot else 1 / 3)))
+    except OSError as error:
+        what = str(error).partition("\n")[0]  # ffmpeg says more
+        fail(f"{out} could not be written ({what}): mend that or give another file.")
+    returns = " ".join(f"{value:.2f}" for value in meta.returns())
+    print(f"drawn: {out} (task {task}, {describe(trained, meta.task)}, return by episode {returns})")
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C.", file=sys.stderr)
+        raise SystemExit(130) from None
