@@ -785,9 +785,32 @@ def kept_runs(rows: dict[str, dict[str, str]], target: str) -> list[Run]:
     )
 
 
+def make_curve_table(rows: dict[str, dict[str, str]], runs: Sequence[Run], env: str) -> str:
+    """Markdown: our mean +- standard error at the four quarters of training, bold as in `make_table`."""
+    curves = {
+        method: [dict(json.loads(row["curve"])) for row in rows_of(rows, runs, env=env, method=method)]
+        for method in TABLE1_METHODS
+    }
+    frames = sorted(set.intersection(*(set(curve) for of_method in curves.values() for curve in of_method)))
+    quarters = [min(frames, key=lambda step: abs(step - frames[-1] * k / 4)) for k in (1, 2, 3, 4)]
+    values = {step: {m: [curve[step] for curve in of_m] for m, of_m in curves.items() if of_m} for step in quarters}
+    lines = [
+        f"| {env}, after | " + " | ".join(f"{step:,} frames" for step in quarters) + " |",
+        "| --- |" + " ---: |" * 4,
+    ]
+    for method in values[frames[-1]]:
+        line = f"| {METHODS[method][0]} |"
+        for step in quarters:
+            mean, stderr = mean_and_stderr(values[step][method])
+            text = f"{mean:.1f} ± {stderr:.1f}"
+            line += f" **{text}** |" if method in not_worse(values[step]) else f" {text} |"
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def make_seeds_table(rows: dict[str, dict[str, str]], runs: Sequence[Run]) -> str:
     """Markdown: what every run reached and how long it took."""
-    lines = ["| command | frames | seeds | return, by seed | hours | commit |"]
+    lines = ["| command | budget | seeds | return, by seed | hours | commit |"]
     lines += ["| --- | ---: | --- | --- | ---: | --- |"]
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
@@ -799,7 +822,7 @@ def make_seeds_table(rows: dict[str, dict[str, str]], runs: Sequence[Run]) -> st
         hours = sum(float(row["wall_time"]) for row in of_group) / 3600
         seeds = ", ".join(row["seed"] for row in of_group)
         commits = ", ".join(dict.fromkeys(row["commit"] for row in of_group))
-        lines.append(f"| `python {command}` | {frames:,} | {seeds} | {returns} | {hours:.1f} | {commits} |")
+        lines.append(f"| `python {command}` | {frames:,} frames | {seeds} | {returns} | {hours:.1f} | {commits} |")
     return "\n".join(lines)
 
 
@@ -807,6 +830,8 @@ def readme_blocks(rows: dict[str, dict[str, str]]) -> dict[str, str]:
     """The generated parts of the README, by name."""
     blocks = {target: make_table(rows, kept_runs(rows, target), target) for target in PAPER if kept_runs(rows, target)}
     every = [run for target in ("table1", "table2", "figure3") for run in kept_runs(rows, target)]
+    if grid_world := [run for run in kept_runs(rows, "table1") if run.env == "Grid-World"]:
+        blocks["curves"] = make_curve_table(rows, grid_world, "Grid-World")
     return blocks | {"seeds": make_seeds_table(rows, every)}
 
 

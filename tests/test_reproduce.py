@@ -286,6 +286,23 @@ def test_mean_curve_by_hand():
     np.testing.assert_allclose(reproduce.mean_curve(rows), [[10, 2.0, 1.0], [20, 2.0, 0.0]])
 
 
+def test_curve_table_by_hand():
+    """Quarters of what all curves have, bold by column."""
+    runs = [Run("Grid-World", method, seed, 80) for method in ("standard", "bias") for seed in (1, 2, 3)]
+    rows = {}
+    for run in runs:
+        slope = run.seed + (9 if run.method == "bias" else 0)
+        curve = [[step, slope * step / 10 if step > 20 else run.seed] for step in range(10, 90, 10)]
+        rows[shlex.join(run.command)] = fake_row(run, 0, curve=json.dumps(curve))
+    lines = reproduce.make_curve_table(rows, runs, "Grid-World").splitlines()
+    assert lines == [
+        "| Grid-World, after | 20 frames | 40 frames | 60 frames | 80 frames |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| Standard | **2.0 ± 0.6** | 8.0 ± 2.3 | 12.0 ± 3.5 | 16.0 ± 4.6 |",
+        "| Bias-HyperInit | **2.0 ± 0.6** | **44.0 ± 2.3** | **66.0 ± 3.5** | **88.0 ± 4.6** |",
+    ]
+
+
 @pytest.mark.parametrize("target", ["figure1", "figure3"])
 def test_figures_show_the_rows(target, tmp_path, monkeypatch):
     """The drawn lines, read back from the axes."""

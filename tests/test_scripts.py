@@ -13,6 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import reproduce
 import rl2_hyper
 import varibad_hyper
 from hyperinit import FILM_SCHEMES, HYPER_SCHEMES
@@ -508,9 +509,11 @@ def test_readme_lists_the_tags(probe, tmp_path):
 
 def test_readme_names_only_flags_that_exist():
     readme = (ROOT / "README.md").read_text()
-    flags = set(re.findall(r"(--[a-z][a-z-]+)", readme)) - {"--logdir", "--help", "--picture"}
+    flags = set(re.findall(r"(--[a-z][a-z-]+)", readme)) - {"--logdir", "--help"}
     added = re.findall(r"^\+    (\w+): ", readme, re.M)  # by the diffs of "Change it"
-    fields = {f"--{name.replace('_', '-')}" for name in [*varibad_hyper.Args.__dataclass_fields__, *added]}
+    of_show = ["picture", "video", "task", "width", "every"]
+    names = [*varibad_hyper.Args.__dataclass_fields__, *reproduce.Args.__dataclass_fields__, *of_show, *added]
+    fields = {f"--{name.replace('_', '-')}" for name in names}
     assert {re.sub("^--no-", "--", flag) for flag in flags} <= fields
 
 
