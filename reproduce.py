@@ -311,7 +311,8 @@ def note_machine(folder: Path) -> None:
     """Adds this machine to machine.json; of a run that was done in pieces every one is kept."""
     path, here = folder / "machine.json", describe_machine()
     before = json.loads(path.read_text()) if path.exists() else here
-    path.write_text(json.dumps({k: v if v in before[k].split("; ") else f"{before[k]}; {v}" for k, v in here.items()}))
+    both = {k: before[k] if v in before[k].split("; ") else f"{before[k]}; {v}" for k, v in here.items()}
+    path.write_text(json.dumps(both))
 
 
 def command_line(run: Run, folder: Path) -> list[str]:
