@@ -744,6 +744,7 @@ def draw_sizes(rows: dict[str, dict[str, str]], runs: Sequence[Run], path: Path)
                 axis.errorbar(x, mean, stderr, fmt="o-", capsize=3, color=COLORS[method], label=METHODS[method][0])
                 for label, *at in zip(labels, x, mean, strict=True):
                     axis.annotate(label, at, (4, 4), textcoords="offset points", fontsize=8)
+            axis.margins(x=0.2)  # for the labels
             axis.set(xscale="log", title=env, ylabel="return of a meta-episode")
             axis.set_xlabel(f"parameters of the {'base network' if column == 'base_parameters' else 'whole model'}")
             axis.legend(fontsize=8)
