@@ -542,6 +542,7 @@ def test_values_that_cannot_work(trained, tmp_path, capsys):
     assert "ends in .png, .svg or .pdf" in refusal(capsys, folder, "--picture", tmp_path / "out.jpg")
     assert "ends in .mp4 or .gif" in refusal(capsys, folder, "--video", tmp_path / "out.png")
     assert "cannot be written" in refusal(capsys, folder, "--picture", tmp_path / "missing" / "out.png")
+    assert "cannot be written" in refusal(capsys, folder, "--picture", folder / "model.pt" / "out.png")
     assert "cannot be written" in refusal(capsys, folder, "--picture", tmp_path / "folder.png")
     assert "from 64 to 1920" in refusal(capsys, folder, "--video", tmp_path / "out.gif", "--width", 63)
     assert "at least 1" in refusal(capsys, folder, "--video", tmp_path / "out.gif", "--every", 0)
