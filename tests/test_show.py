@@ -76,6 +76,7 @@ def call(*words):
 
 def refusal(capsys, *words):
     """The one sentence with which show.py refuses a command line."""
+    capsys.readouterr()  # what a fixture printed, when its first test is this one
     with pytest.raises(SystemExit) as exit:
         call(*words)
     message = capsys.readouterr().err
