@@ -102,9 +102,9 @@ PAPER = {  # target: method: a mean and a standard error for every environment, 
 BAYES_OPTIMAL = 38.3667  # the best return of a meta-episode of Grid-World (24 goals) without being told the goal
 # Frames per second of one run on one core, without evaluations (README, "Speed"); `--list` reckons with them.
 SPEED = {
-    "Grid-World": {"hyper": 6900, "standard": 9000, "film": 9300, "rl2": 7300},
+    "Grid-World": {"hyper": 6900, "standard": 9000, "film": 9300, "rl2-hyper": 7300},
     "Cheetah-Dir": {"hyper": 4600, "standard": 10_700},
-    "Walker": {"hyper": 3100, "standard": 5400, "rl2": 3300},
+    "Walker": {"hyper": 3100, "standard": 5400, "rl2-hyper": 3300},
     "Ant-Dir": {"hyper": 2500, "standard": 4000},
     "Humanoid": {"hyper": 1400, "standard": 2500},
     "Pick-Place": {"hyper": 650, "standard": 970},
@@ -114,26 +114,29 @@ SPEED = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: `size` is one of SIZES, or None for the preset's own."""
+    """One training run: `size` is one of SIZES; it and `eval_interval` (iterations) are the preset's where None."""
 
     env: str
     method: str
     seed: int
     frames: int
     size: str | None = None
+    eval_interval: int | None = None
 
     @property
     def name(self) -> str:
+        """The name of its folder."""
         size = [self.size] if self.size else []
-        return "__".join(map(str, [self.env, self.method, *size, self.seed, self.frames]))
+        every = [f"eval-{self.eval_interval}"] if self.eval_interval else []
+        return "__".join(map(str, [self.env, self.method, *size, self.seed, self.frames, *every]))
 
     @property
     def command(self) -> list[str]:
         """The script and its flags, without the folder."""
         _, script, flags = METHODS[self.method]
-        flags = (
-            f"--env {self.env} {flags} {SIZES.get(self.size, '')} --seed {self.seed} --total-timesteps {self.frames}"
-        )
+        flags = f"--env {self.env} {flags} {SIZES.get(self.size, '')} --seed {self.seed}"
+        flags += f" --total-timesteps {self.frames}"
+        flags += f" --eval-interval {self.eval_interval}" if self.eval_interval else ""
         return [script, *flags.split()]
 
 
@@ -164,9 +167,21 @@ TARGETS = {
     "figure3": Target(("Cheetah-Dir", "Walker"), ("standard", "bias"), TABLE1, ("standard", "bias")),
 }
 SEEDS = {"Pick-Place": 10, "ML10": 3}  # 1 to this; elsewhere 5
-# --quick: Grid-World shows the paper's claim 3 (hypernetwork against standard), Cheetah-Dir claim 1 (initialisation)
-QUICK_FRAMES = {"Grid-World": 1_000_000, "Cheetah-Dir": 320_000}
-QUICK_METHODS = ("standard", "kaiming", "normc", "bias")
+
+
+class Cut(NamedTuple):
+    """What --quick does on an environment: seeds are 1 to `seeds`, eval_interval is in iterations."""
+
+    frames: int
+    seeds: int
+    methods: tuple[str, ...]
+    eval_interval: int | None = None
+
+
+QUICK = {
+    "Grid-World": Cut(1_000_000, 3, ("standard", "bias")),  # the paper's claim 3; seeds differ too much to show one
+    "Cheetah-Dir": Cut(160_000, 1, ("standard", "kaiming", "normc", "bias"), 5),  # claim 1: seen from the first policy
+}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments and the list of runs
@@ -179,7 +194,7 @@ class Args:
     list: bool = False
     """whether to print the commands and what they cost, and run nothing"""
     quick: bool = False
-    """whether to do a small cut of figure1 or table1 that two cores finish within ten minutes"""
+    """whether to do a small cut of figure1 or table1, on Grid-World and Cheetah-Dir, which takes minutes"""
     envs: tuple[str, ...] = ()
     """environments instead of the target's own"""
     methods: tuple[str, ...] = ()
@@ -215,40 +230,44 @@ def make_runs(args: Args) -> list[Run]:
     target = TARGETS[args.target]
     if args.quick and args.target not in ("figure1", "table1"):
         fail("--quick is a cut of figure1 and table1: cut others by --envs, --methods, --seeds and --total-timesteps.")
-    envs = args.envs or (tuple(QUICK_FRAMES) if args.quick else target.envs)
-    methods = args.methods or (QUICK_METHODS if args.quick else target.methods)
-    for flag, values, known in (("--envs", envs, target.all_envs), ("--methods", methods, target.all_methods)):
+    name = f"{args.target}{' --quick' if args.quick else ''}"
+    all_envs = tuple(QUICK) if args.quick else target.all_envs
+    for flag, values, known in (("--envs", args.envs, all_envs), ("--methods", args.methods, target.all_methods)):
         for value in values:
             if value not in known:
-                fail(f"{args.target} has no {flag} {value}: choose from {', '.join(known)}.")
+                fail(f"{name} has no {flag} {value}: choose from {', '.join(known)}.")
     frames = args.total_timesteps
     if frames is not None and not (frames.is_integer() and frames > 0):
         fail(f"--total-timesteps {frames} is not a whole number of frames: write it like 2000000 or 2e6.")
-    budgets = FRAMES | (QUICK_FRAMES if args.quick else {})
     if min(args.workers, args.retries, *args.seeds, 0) < 0:
         fail("--seeds, --workers and --retries must be 0 or more.")
     if args.sizes and args.target != "figure3":
         fail(f"{args.target} has no --sizes: leave it out, or choose figure3.")
     sizes = (args.sizes or tuple(SIZES)) if args.target == "figure3" else (None,)
+    cuts = QUICK if args.quick else {env: Cut(FRAMES[env], SEEDS.get(env, 5), target.methods) for env in FRAMES}
+    envs = args.envs or (tuple(QUICK) if args.quick else target.envs)
     runs = []
-    for seed in args.seeds or ([1] if args.quick else range(1, 11)):
+    for seed in args.seeds or range(1, 11):
         for env in envs:
-            if not args.seeds and seed > SEEDS.get(env, 5):
+            cut = cuts[env]
+            if not args.seeds and seed > cut.seeds:
                 continue
-            for method in methods:
+            for method in args.methods or cut.methods:
                 if args.target == "table2" and paper_value("table2", env, method) == "-":
                     continue  # the paper has no such cell
-                runs += [Run(env, method, seed, int(frames or budgets[env]), size) for size in sizes]
+                budget = int(frames or cut.frames)
+                runs += [Run(env, method, seed, budget, size, cut.eval_interval) for size in sizes]
     if not runs:
-        fail(f"{args.target} has no such cell: {', '.join(methods)} on {', '.join(envs)}.")
+        fail(f"{args.target} has no such cell: {', '.join(args.methods)} on {', '.join(envs)}.")
     return list(dict.fromkeys(runs))
 
 
 def speed(run: Run) -> float | None:
     """Frames per second of one run on one core as measured, None where that is not known."""
-    kind = "rl2" if METHODS[run.method][1] == R else run.method if run.method in ("standard", "film") else "hyper"
-    kind = "film" if run.method == "film-normc" else kind
-    return SPEED[run.env].get(f"{kind}-{run.size}" if run.size else kind)
+    _, script, flags = METHODS[run.method]
+    arch = re.search(r"--arch (\w+)|$", flags)[1] or "hyper"
+    name = f"rl2-{arch}" if script == R else arch
+    return SPEED[run.env].get(f"{name}-{run.size}" if run.size else name)
 
 
 def print_list(runs: Sequence[Run], args: Args) -> None:
@@ -767,8 +786,13 @@ def draw(target: str, rows: dict[str, dict[str, str]], runs: Sequence[Run], path
 
 
 def kept_runs(rows: dict[str, dict[str, str]], target: str) -> list[Run]:
-    """The runs of a target that there are rows of, in each environment those of the budget that has most."""
+    """The runs of a target that there are rows of, in each environment those of the budget that has most.
+
+    If two have equally many, the larger. Figure 1 has the paper's methods, tables also those beside them.
+    """
     envs, methods = TARGETS[target].all_envs, TARGETS[target].all_methods
+    if target == "figure1":
+        methods = TARGETS[target].methods
     runs = []
     for row in rows.values():
         frames = json.loads(row["args"])["total_timesteps"]
@@ -788,7 +812,7 @@ def kept_runs(rows: dict[str, dict[str, str]], target: str) -> list[Run]:
 
 
 def make_curve_table(rows: dict[str, dict[str, str]], runs: Sequence[Run], env: str) -> str:
-    """Markdown: our mean +- standard error at the four quarters of training, bold as in `make_table`."""
+    """Markdown: mean +- standard error in `env` at the four quarters of training, bold as in `make_table`."""
     curves = {
         method: [dict(json.loads(row["curve"])) for row in rows_of(rows, runs, env=env, method=method)]
         for method in TABLE1_METHODS
@@ -830,11 +854,13 @@ def make_seeds_table(rows: dict[str, dict[str, str]], runs: Sequence[Run]) -> st
 
 def readme_blocks(rows: dict[str, dict[str, str]]) -> dict[str, str]:
     """The generated parts of the README, by name."""
-    blocks = {target: make_table(rows, kept_runs(rows, target), target) for target in PAPER if kept_runs(rows, target)}
-    every = [run for target in ("table1", "table2", "figure3") for run in kept_runs(rows, target)]
-    if grid_world := [run for run in kept_runs(rows, "table1") if run.env == "Grid-World"]:
-        blocks["curves"] = make_curve_table(rows, grid_world, "Grid-World")
-    return blocks | {"seeds": make_seeds_table(rows, every)}
+    kept = {target: kept_runs(rows, target) for target in TARGETS}
+    blocks = {target: make_table(rows, kept[target], target) for target in PAPER if kept[target]}
+    for target, name in (("table1", "curves of all"), ("figure1", "curves of figure 1")):
+        if any(run.env == "Grid-World" for run in kept[target]):
+            blocks[name] = make_curve_table(rows, kept[target], "Grid-World")
+    every = dict.fromkeys(run for target in ("table1", "table2", "figure1", "figure3") for run in kept[target])
+    return blocks | {"seeds": make_seeds_table(rows, list(every))}
 
 
 def fill_readme(text: str, blocks: dict[str, str]) -> str:

@@ -121,11 +121,29 @@ def test_cuts():
         ("Walker", "bias", 3, 2_000_000),
         ("Walker", "film", 3, 2_000_000),
     ]
-    quick = reproduce.make_runs(Args("figure1", quick=True))
-    assert {(run.env, run.frames) for run in quick} == {("Grid-World", 1_000_000), ("Cheetah-Dir", 320_000)}
-    assert {run.method for run in quick} == {"bias", "kaiming", "normc", "standard"}
     both = reproduce.make_runs(Args("figure3", envs=("Grid-World", "Walker"), seeds=(0, 1)))
     assert len({run.name for run in both}) == 48  # a folder for each
+
+
+def test_quick_cut():
+    """Three seeds where seeds differ, five evaluations where the preset would make none, and cut further by flags."""
+    runs = reproduce.make_runs(Args("figure1", quick=True))
+    assert runs == reproduce.make_runs(Args("table1", quick=True))
+    assert Counter((run.env, run.method, run.frames) for run in runs) == {
+        **{("Grid-World", method, 1_000_000): 3 for method in ("standard", "bias")},
+        **{("Cheetah-Dir", method, 160_000): 1 for method in ("standard", "kaiming", "normc", "bias")},
+    }
+    assert len({run.name for run in runs}) == 10
+    for run in runs:
+        args = parse(run)
+        iterations = args.total_timesteps // (args.num_envs * args.num_steps)
+        assert iterations // args.eval_interval >= 5
+        assert args.total_timesteps == run.frames
+    cut = Args("table1", quick=True, envs=("Grid-World",), methods=("film",), seeds=(4,), total_timesteps=1e5)
+    assert reproduce.make_runs(cut) == [Run("Grid-World", "film", 4, 100_000)]
+    # another evaluation interval is another run, not to be taken for the same
+    names = {Run("Cheetah-Dir", "bias", 1, 100, eval_interval=every).name for every in (None, 5)}
+    assert len(names) == 2
 
 
 @pytest.mark.parametrize(
@@ -134,6 +152,7 @@ def test_cuts():
         ("table1 --envs ML10", "table1 has no --envs ML10: choose from Grid-World"),
         ("table1 --methods adam", "table1 has no --methods adam"),
         ("table2 --quick", "--quick is a cut of figure1 and table1"),
+        ("table1 --quick --envs Walker", "table1 --quick has no --envs Walker: choose from Grid-World, Cheetah-Dir."),
         ("table2 --envs ML10 --methods film", "table2 has no such cell"),
         ("figure1 --total-timesteps 1.5", "--total-timesteps 1.5 is not a whole number"),
         ("figure1 --total-timesteps nan", "is not a whole number"),
@@ -663,6 +682,17 @@ def test_kept_rows_are_what_their_commands_give_today():
         total = row["frames"], row["curve"]
         assert json.loads(total[1])[-1][0] == int(total[0]) <= args.total_timesteps
         assert json.loads(row["curve"])[-1][1] == float(row["return"])
+
+
+def test_of_two_budgets_the_one_with_more_rows_is_kept_and_of_equals_the_larger():
+    runs = [Run("Walker", method, 1, 200) for method in ("standard", "bias", "rl2")]
+    runs += [Run("Walker", method, 1, 300) for method in ("standard", "bias")]
+    runs += [Run("Walker", "bias", 1, 100, "XS"), Run("ML10", "bias", 1, 100)]
+    rows = {shlex.join(run.command): fake_row(run, 1) for run in reversed(runs)}
+    assert reproduce.kept_runs(rows, "table1") == runs[:3]
+    assert reproduce.kept_runs(rows, "figure1") == runs[3:5]  # RL2 is not of the paper's figure
+    assert reproduce.kept_runs(rows, "figure3") == runs[5:6]
+    assert reproduce.kept_runs(rows, "table2") == runs[6:]
 
 
 def test_readme_is_made_from_the_kept_rows():
