@@ -1,8 +1,9 @@
 """Where the time goes: `python tests/bench.py` prints the README's tables, `python tests/bench.py physics` one of them.
 
 Parts: `train` (frames/s end to end and their split), `growth` (the same with more environments, embedding features and
-larger base networks), `physics` (environment steps against raw mj_step and Gymnasium's SyncVectorEnv), `layer` (the
-hypernetwork layer against per-sample weights and torch.mm), `vae` (its update against expanding everything).
+larger base networks), `sweep` (the same for all that reproduce.py runs, so that its --list knows the cost), `physics`
+(environment steps against raw mj_step and Gymnasium's SyncVectorEnv), `layer` (the hypernetwork layer against
+per-sample weights and torch.mm), `vae` (its update against expanding everything).
 
 What is compared runs in turn, A B A B, and the medians are printed. Nothing else should run on the machine.
 """
@@ -17,6 +18,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -34,6 +36,7 @@ import torch
 import torch.nn.functional as F
 
 import hyperinit
+import reproduce
 import varibad_hyper
 
 XL = ["--state-features", "256", "--base-layers", "256", "128"]
@@ -81,6 +84,22 @@ GROWTH |= {
     f"Grid-World, hyper, base network {units}-{units}": ["--state-features", str(units), "--base-layers"]
     + [str(units), str(units), "--total-timesteps", "12000"]
     for units in (32, 128, 256)
+}
+# What reproduce.py runs by default, and Figure 3's sizes on Grid-World, a run each
+SWEEP = {name: TRAINING[name] for name in TRAINING if not re.search("XL|compile|workers", name)}
+SWEEP |= {
+    "Pick-Place, film": ["--env", "Pick-Place", "--total-timesteps", "24000", "--arch", "film", "--init", "bias"],
+    "ML10, standard": ["--env", "ML10", "--total-timesteps", "24000", "--arch", "standard"],
+    "RL2 on Grid-World, standard": ["rl2_hyper", "--total-timesteps", "30000", "--arch", "standard"],
+    "RL2 on ML10, hyper": ["rl2_hyper", "--env", "ML10", "--total-timesteps", "24000"],
+    "RL2 on ML10, standard": ["rl2_hyper", "--env", "ML10", "--total-timesteps", "24000", "--arch", "standard"],
+}
+SWEEP |= {
+    f"{env}, {arch} {size}": ["--env", env, "--arch", arch, "--total-timesteps", frames, *flags.split()]
+    for env, frames in (("Cheetah-Dir", "32000"), ("Walker", "19200"), ("Grid-World", "12000"))
+    for size, flags in reproduce.SIZES.items()
+    for arch in ("hyper", "standard")
+    if not (env == "Grid-World" and "XL" in size)
 }
 WARM_UP = 2  # iterations that are not counted: without PPO in the first, without VAE until a meta-episode has ended
 PHASES = ["environment", "policy", "encoder", "rollout's rest", "PPO", "VAE", "rest"]
@@ -491,10 +510,10 @@ def vae_table(repetitions):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ["train", "growth", "physics", "layer", "vae"]
+    parts = ["train", "growth", "sweep", "physics", "layer", "vae"]
     parser.add_argument("part", nargs="*", choices=[*parts, []], default=[], help="all of them by default")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, to see that it runs")
-    parser.add_argument("--only", default="", help="only the runs of train and growth whose name contains this")
+    parser.add_argument("--only", default="", help="only the runs of train, growth and sweep whose name contains this")
     parser.add_argument("--split", help=argparse.SUPPRESS)  # what the benchmark starts itself with
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -510,10 +529,10 @@ def main():
         f"{datetime.date.today()}, {os.cpu_count()} cores of {platform.machine()}, Python {platform.python_version()}, "
         f"torch {torch.__version__}, mujoco {mujoco.__version__}; one thread where nothing else is said"
     )
-    for part, runs in (("train", TRAINING), ("growth", GROWTH)):
+    for part, runs in (("train", TRAINING), ("growth", GROWTH), ("sweep", SWEEP)):
         if part in chosen:
             runs = {name: flags for name, flags in runs.items() if args.only in name}
-            train_table(runs, 1 if args.quick else 3)
+            train_table(runs, 1 if args.quick or part == "sweep" else 3)
     if "physics" in chosen:
         physics_table(16, 5 if args.quick else 50, 1 if args.quick else 5)
         meta_world_table(20 if args.quick else 200, 1 if args.quick else 5)
