@@ -100,15 +100,24 @@ PAPER = {  # target: method: a mean and a standard error for every environment, 
     },
 }
 BAYES_OPTIMAL = 38.3667  # the best return of a meta-episode of Grid-World (24 goals) without being told the goal
-# Frames per second of one run on one core, without evaluations (README, "Speed"); `--list` reckons with them.
+# What `--list` reckons with: frames per second of one run alone, on one core (Meta-World: two), without evaluations, as
+# `python tests/bench.py sweep` printed them on 2026-11-24 on two cores of an AMD EPYC
 SPEED = {
-    "Grid-World": {"hyper": 6900, "standard": 9000, "film": 9300, "rl2-hyper": 7300},
-    "Cheetah-Dir": {"hyper": 4600, "standard": 10_700},
-    "Walker": {"hyper": 3100, "standard": 5400, "rl2-hyper": 3300},
-    "Ant-Dir": {"hyper": 2500, "standard": 4000},
-    "Humanoid": {"hyper": 1400, "standard": 2500},
-    "Pick-Place": {"hyper": 650, "standard": 970},
-    "ML10": {"hyper": 390},
+    "Grid-World": {"hyper": 8770, "standard": 13_200, "film": 12_600, "rl2-hyper": 9620, "rl2-standard": 12_900},
+    "Cheetah-Dir": {"hyper": 5440, "standard": 13_500},
+    "Walker": {"hyper": 3890, "standard": 7200, "rl2-hyper": 4170},
+    "Ant-Dir": {"hyper": 2910, "standard": 4520},
+    "Humanoid": {"hyper": 1940, "standard": 3620},
+    "Pick-Place": {"hyper": 940, "standard": 1720, "film": 1550},
+    "ML10": {"hyper": 550, "standard": 1490, "rl2-hyper": 540, "rl2-standard": 1420},
+}
+SIZE_SPEED = {  # of Figure 3, in the order of SIZES
+    "Cheetah-Dir": {
+        "hyper": (10_200, 8620, 6200, 3920, 2400, 340),
+        "standard": (16_000, 15_000, 14_300, 11_900, 10_300, 3010),
+    },
+    "Walker": {"hyper": (5370, 4910, 4130, 3040, 2050, 350), "standard": (7820, 7400, 7300, 7180, 6200, 2530)},
+    "Grid-World": {"hyper": (6270, 4490, 2980, 1540), "standard": (12_300, 11_100, 10_300, 9450)},  # XS to L
 }
 
 
@@ -266,8 +275,9 @@ def speed(run: Run) -> float | None:
     """Frames per second of one run on one core as measured, None where that is not known."""
     _, script, flags = METHODS[run.method]
     arch = re.search(r"--arch (\w+)|$", flags)[1] or "hyper"
-    name = f"rl2-{arch}" if script == R else arch
-    return SPEED[run.env].get(f"{name}-{run.size}" if run.size else name)
+    if run.size:
+        return dict(zip(SIZES, SIZE_SPEED.get(run.env, {}).get(arch, ()), strict=False)).get(run.size)
+    return SPEED[run.env].get(f"rl2-{arch}" if script == R else arch)
 
 
 def print_list(runs: Sequence[Run], args: Args) -> None:

@@ -189,6 +189,26 @@ def test_list_runs_nothing_and_adds_up(capsys, tmp_path):
     assert f"35 runs, 70,000,000 frames: {hours:.2f} hours of one core, {hours / 2:.2f} hours on 2" in out
 
 
+def test_the_cost_of_every_default_run_is_known(capsys):
+    """Hours that differ by architecture, script and size, as the speeds do."""
+    for target in reproduce.TARGETS:
+        assert all(reproduce.speed(run) for run in reproduce.make_runs(Args(target)))
+    hours = {}
+    for run in reproduce.make_runs(Args("table2", seeds=(1,))) + reproduce.make_runs(Args("figure3", seeds=(1,))):
+        hours[run.env, run.method, run.size] = run.frames / reproduce.speed(run) / 3600
+    assert hours["ML10", "standard", None] == pytest.approx(1e8 / 1490 / 3600)
+    assert hours["ML10", "rl2-hfi", None] == hours["ML10", "rl2", None] == pytest.approx(1e8 / 540 / 3600)
+    assert hours["ML10", "rl2-standard", None] == pytest.approx(1e8 / 1420 / 3600)
+    assert hours["Pick-Place", "film-normc", None] == pytest.approx(5e7 / 1550 / 3600)
+    assert hours["Walker", "bias", "XXL"] == pytest.approx(1e8 / 350 / 3600)
+    assert hours["Cheetah-Dir", "standard", "XS"] == pytest.approx(1e8 / 16000 / 3600)
+    # what was not measured is told, not guessed
+    assert reproduce.speed(Run("Grid-World", "bias", 1, 100, "XXL")) is None
+    assert reproduce.speed(Run("Ant-Dir", "bias", 1, 100, "XS")) is None
+    reproduce.main(Args("figure3", list=True, envs=("Ant-Dir",), seeds=(1,)))
+    assert "without 12 runs of unmeasured speed" in capsys.readouterr().out
+
+
 # --- Statistics and tables
 
 
