@@ -822,10 +822,10 @@ def kept_runs(rows: dict[str, dict[str, str]], target: str) -> list[Run]:
 
 
 def make_curve_table(rows: dict[str, dict[str, str]], runs: Sequence[Run], env: str) -> str:
-    """Markdown: mean +- standard error in `env` at the four quarters of training, bold as in `make_table`."""
+    """Markdown: mean +- standard error in `env` at the four quarters of training, bold among Table 1's methods."""
     curves = {
         method: [dict(json.loads(row["curve"])) for row in rows_of(rows, runs, env=env, method=method)]
-        for method in TABLE1_METHODS
+        for method in METHODS
     }
     frames = sorted(set.intersection(*(set(curve) for of_method in curves.values() for curve in of_method)))
     quarters = [min(frames, key=lambda step: abs(step - frames[-1] * k / 4)) for k in (1, 2, 3, 4)]
@@ -834,12 +834,13 @@ def make_curve_table(rows: dict[str, dict[str, str]], runs: Sequence[Run], env: 
         f"| {env}, after | " + " | ".join(f"{step:,} frames" for step in quarters) + " |",
         "| --- |" + " ---: |" * 4,
     ]
+    bold = {step: not_worse({m: of_m for m, of_m in values[step].items() if m in TABLE1_METHODS}) for step in quarters}
     for method in values[frames[-1]]:
         line = f"| {METHODS[method][0]} |"
         for step in quarters:
             mean, stderr = mean_and_stderr(values[step][method])
             text = f"{mean:.1f} ± {stderr:.1f}"
-            line += f" **{text}** |" if method in not_worse(values[step]) else f" {text} |"
+            line += f" **{text}** |" if method in bold[step] else f" {text} |"
         lines.append(line)
     return "\n".join(lines)
 
