@@ -100,8 +100,9 @@ PAPER = {  # target: method: a mean and a standard error for every environment, 
     },
 }
 BAYES_OPTIMAL = 38.3667  # the best return of a meta-episode of Grid-World (24 goals) without being told the goal
-# What `--list` reckons with: frames per second of one run alone, on one core (Meta-World: two), without evaluations, as
-# `python tests/bench.py sweep` printed them on 2026-11-24 on two cores of an AMD EPYC
+# What `--list` reckons with: frames per second of one run alone, without evaluations, as `python tests/bench.py sweep`
+# printed them on 2026-11-24 on a machine with two cores (AMD EPYC). A run is one thread, and on Meta-World as many
+# worker processes as there are cores besides, so that two side by side are slower there.
 SPEED = {
     "Grid-World": {"hyper": 8770, "standard": 13_200, "film": 12_600, "rl2-hyper": 9620, "rl2-standard": 12_900},
     "Cheetah-Dir": {"hyper": 5440, "standard": 13_500},
@@ -111,13 +112,19 @@ SPEED = {
     "Pick-Place": {"hyper": 940, "standard": 1720, "film": 1550},
     "ML10": {"hyper": 550, "standard": 1490, "rl2-hyper": 540, "rl2-standard": 1420},
 }
-SIZE_SPEED = {  # of Figure 3, in the order of SIZES
+SIZE_SPEED = {  # of Figure 3
     "Cheetah-Dir": {
-        "hyper": (10_200, 8620, 6200, 3920, 2400, 340),
-        "standard": (16_000, 15_000, 14_300, 11_900, 10_300, 3010),
+        "hyper": {"XS": 10_200, "S": 8620, "M": 6200, "L": 3920, "XL": 2400, "XXL": 340},
+        "standard": {"XS": 16_000, "S": 15_000, "M": 14_300, "L": 11_900, "XL": 10_300, "XXL": 3010},
     },
-    "Walker": {"hyper": (5370, 4910, 4130, 3040, 2050, 350), "standard": (7820, 7400, 7300, 7180, 6200, 2530)},
-    "Grid-World": {"hyper": (6270, 4490, 2980, 1540), "standard": (12_300, 11_100, 10_300, 9450)},  # XS to L
+    "Walker": {
+        "hyper": {"XS": 5370, "S": 4910, "M": 4130, "L": 3040, "XL": 2050, "XXL": 350},
+        "standard": {"XS": 7820, "S": 7400, "M": 7300, "L": 7180, "XL": 6200, "XXL": 2530},
+    },
+    "Grid-World": {
+        "hyper": {"XS": 6270, "S": 4490, "M": 2980, "L": 1540},
+        "standard": {"XS": 12_300, "S": 11_100, "M": 10_300, "L": 9450},
+    },
 }
 
 
@@ -188,8 +195,8 @@ class Cut(NamedTuple):
 
 
 QUICK = {
-    "Grid-World": Cut(1_000_000, 3, ("standard", "bias")),  # the paper's claim 3; seeds differ too much to show one
-    "Cheetah-Dir": Cut(160_000, 1, ("standard", "kaiming", "normc", "bias"), 5),  # claim 1: seen from the first policy
+    "Grid-World": Cut(1_000_000, 3, ("standard", "bias")),  # claim 3, of which one seed shows nothing
+    "Cheetah-Dir": Cut(160_000, 1, ("standard", "kaiming", "normc", "bias"), 5),  # claim 1: seen early
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -211,7 +218,7 @@ class Args:
     sizes: tuple[Literal["XS", "S", "M", "L", "XL", "XXL"], ...] = ()
     """figure3: base networks instead of all six"""
     seeds: tuple[int, ...] = ()
-    """seeds instead of the paper's 1 to 5 (Pick-Place 10, ML10 3)"""
+    """seeds instead of the paper's 1 to 5 (Pick-Place 10, ML10 3), or of --quick's 1 to 3 (Cheetah-Dir 1)"""
     total_timesteps: float | None = None
     """frames of every run instead of the preset's; 2e6 is understood"""
     executor: Literal["auto", "ray", "local"] = "auto"
@@ -272,11 +279,11 @@ def make_runs(args: Args) -> list[Run]:
 
 
 def speed(run: Run) -> float | None:
-    """Frames per second of one run on one core as measured, None where that is not known."""
+    """Frames per second of one run alone as measured, None where that is not known."""
     _, script, flags = METHODS[run.method]
-    arch = re.search(r"--arch (\w+)|$", flags)[1] or "hyper"
+    arch = flags.split()[1] if flags.startswith("--arch") else "hyper"
     if run.size:
-        return dict(zip(SIZES, SIZE_SPEED.get(run.env, {}).get(arch, ()), strict=False)).get(run.size)
+        return SIZE_SPEED.get(run.env, {}).get(arch, {}).get(run.size)
     return SPEED[run.env].get(f"rl2-{arch}" if script == R else arch)
 
 
@@ -292,8 +299,9 @@ def print_list(runs: Sequence[Run], args: Args) -> None:
         print(f"{run.frames:12,} frames {cost}  python {shlex.join(run.command)}{done}")
     cores = args.workers or CORES
     print(
-        f"{len(runs)} runs, {sum(run.frames for run in runs):,} frames: {hours:,.2f} hours of one core, "
-        f"{hours / cores:,.2f} hours on {cores}" + (f", without {unknown} runs of unmeasured speed" if unknown else "")
+        f"{len(runs)} runs, {sum(run.frames for run in runs):,} frames: {hours:,.2f} hours one after the other, "
+        f"{hours / cores:,.2f} hours {cores} side by side, evaluations apart"
+        + (f", without {unknown} runs of unmeasured speed" if unknown else "")
     )
 
 
@@ -695,7 +703,7 @@ def make_table(rows: dict[str, dict[str, str]], runs: Sequence[Run], target: str
 # ---------------------------------------------------------------------------------------------------------------------
 # Figures
 
-COLORS = dict(zip(METHODS, ("C7", "C3", "C1", "C6", "C2", "C4", "black", "C8", "C5", "C9", "C0", "navy"), strict=True))
+COLORS = dict(zip(METHODS, ("C7", "C3", "C1", "C6", "C2", "C4", "C0", "C8", "C5", "C9", "black", "navy"), strict=True))
 
 
 def rows_of(rows: dict[str, dict[str, str]], runs: Sequence[Run], **fields: Any) -> list[dict[str, str]]:
@@ -796,9 +804,10 @@ def draw(target: str, rows: dict[str, dict[str, str]], runs: Sequence[Run], path
 
 
 def kept_runs(rows: dict[str, dict[str, str]], target: str) -> list[Run]:
-    """The runs of a target that there are rows of, in each environment those of the budget that has most.
+    """The runs of a target that there are rows of, in each environment those of one budget.
 
-    If two have equally many, the larger. Figure 1 has the paper's methods, tables also those beside them.
+    It is the one with most cells (methods, or sizes of them) that have seeds enough to test, then with most cells, then
+    the largest. Figure 1 has the paper's methods, tables also those beside them.
     """
     envs, methods = TARGETS[target].all_envs, TARGETS[target].all_methods
     if target == "figure1":
@@ -807,12 +816,16 @@ def kept_runs(rows: dict[str, dict[str, str]], target: str) -> list[Run]:
     for row in rows.values():
         frames = json.loads(row["args"])["total_timesteps"]
         run = Run(row["env"], row["method"], int(row["seed"]), frames, row["size"] or None)
-        if run.env in envs and run.method in methods and bool(run.size) == (target == "figure3"):
+        of_target = run.env in envs and run.method in methods and bool(run.size) == (target == "figure3")
+        if of_target and shlex.join(run.command) == row["command"]:  # nothing but the preset: not --quick's
             runs.append(run)
-    counts = Counter((run.env, run.frames) for run in runs)
-    budgets = {
-        env: max((counts[env, run.frames], run.frames) for run in runs if run.env == env)[1] for env, _ in counts
-    }
+    seeds = Counter((run.env, run.frames, run.method, run.size) for run in runs)
+
+    def worth(env: str, frames: int) -> tuple[int, int, int]:
+        cells = [count for (*of, _, _), count in seeds.items() if of == [env, frames]]
+        return sum(count >= MIN_SEEDS for count in cells), len(cells), frames
+
+    budgets = {env: max(worth(env, run.frames) for run in runs if run.env == env)[2] for env, *_ in seeds}
     chosen = [run for run in runs if run.frames == budgets[run.env]]
     by_size = [None, *SIZES]
     return sorted(
@@ -902,6 +915,8 @@ def main(args: Args) -> None:
     """Does what the command line says; exit status 1 if a run failed."""
     results_dir = Path(args.results_dir)
     if args.target == "readme":
+        if args != Args("readme", results_dir=args.results_dir):
+            fail("readme does no runs: it takes --results-dir and nothing else.")
         make_readme(results_dir)
         return
     runs = make_runs(args)

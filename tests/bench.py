@@ -1,9 +1,9 @@
 """Where the time goes: `python tests/bench.py` prints the README's tables, `python tests/bench.py physics` one of them.
 
 Parts: `train` (frames/s end to end and their split), `growth` (the same with more environments, embedding features and
-larger base networks), `sweep` (the same for all that reproduce.py runs, so that its --list knows the cost), `physics`
-(environment steps against raw mj_step and Gymnasium's SyncVectorEnv), `layer` (the hypernetwork layer against
-per-sample weights and torch.mm), `vae` (its update against expanding everything).
+larger base networks), `physics` (environment steps against raw mj_step and Gymnasium's SyncVectorEnv), `layer` (the
+hypernetwork layer against per-sample weights and torch.mm), `vae` (its update against expanding everything). Only when
+named: `sweep` (what reproduce.py runs, a run each, from which its --list knows the cost).
 
 What is compared runs in turn, A B A B, and the medians are printed. Nothing else should run on the machine.
 """
@@ -85,7 +85,7 @@ GROWTH |= {
     + [str(units), str(units), "--total-timesteps", "12000"]
     for units in (32, 128, 256)
 }
-# What reproduce.py runs by default, and Figure 3's sizes on Grid-World, a run each
+# What reproduce.py runs by default, and a few more: the keys of its SPEED and SIZE_SPEED
 SWEEP = {name: TRAINING[name] for name in TRAINING if not re.search("XL|compile|workers", name)}
 SWEEP |= {
     "Pick-Place, film": ["--env", "Pick-Place", "--total-timesteps", "24000", "--arch", "film", "--init", "bias"],
@@ -511,7 +511,7 @@ def vae_table(repetitions):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ["train", "growth", "sweep", "physics", "layer", "vae"]
-    parser.add_argument("part", nargs="*", choices=[*parts, []], default=[], help="all of them by default")
+    parser.add_argument("part", nargs="*", choices=[*parts, []], default=[], help="all but sweep by default")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, to see that it runs")
     parser.add_argument("--only", default="", help="only the runs of train, growth and sweep whose name contains this")
     parser.add_argument("--split", help=argparse.SUPPRESS)  # what the benchmark starts itself with
@@ -524,7 +524,7 @@ def main():
     if args.memory:
         layer_memory(args.memory[0], args.memory[1], int(args.memory[2]))
         return
-    chosen = args.part or parts
+    chosen = args.part or [part for part in parts if part != "sweep"]
     print(
         f"{datetime.date.today()}, {os.cpu_count()} cores of {platform.machine()}, Python {platform.python_version()}, "
         f"torch {torch.__version__}, mujoco {mujoco.__version__}; one thread where nothing else is said"

@@ -12,6 +12,7 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
+import bench
 import numpy as np
 import pytest
 import tyro
@@ -126,14 +127,13 @@ def test_cuts():
 
 
 def test_quick_cut():
-    """Three seeds where seeds differ, five evaluations where the preset would make none, and cut further by flags."""
+    """Three seeds where seeds differ, five evaluations where the preset would make one, and cut further by flags."""
     runs = reproduce.make_runs(Args("figure1", quick=True))
     assert runs == reproduce.make_runs(Args("table1", quick=True))
-    assert Counter((run.env, run.method, run.frames) for run in runs) == {
-        **{("Grid-World", method, 1_000_000): 3 for method in ("standard", "bias")},
-        **{("Cheetah-Dir", method, 160_000): 1 for method in ("standard", "kaiming", "normc", "bias")},
-    }
-    assert len({run.name for run in runs}) == 10
+    grid_world = {("Grid-World", m, seed, 1_000_000) for m in ("standard", "bias") for seed in (1, 2, 3)}
+    cheetah = {("Cheetah-Dir", m, 1, 160_000) for m in ("standard", "kaiming", "normc", "bias")}
+    assert {(run.env, run.method, run.seed, run.frames) for run in runs} == grid_world | cheetah
+    assert len({run.name for run in runs}) == len(runs) == 10
     for run in runs:
         args = parse(run)
         iterations = args.total_timesteps // (args.num_envs * args.num_steps)
@@ -162,6 +162,8 @@ def test_quick_cut():
         ("figure1 --quick --runs-dir README.md/runs", "cannot"),
         ("figure1 --quick --results-dir README.md", "cannot"),
         ("readme --results-dir nowhere", "no rows"),
+        ("readme --list", "readme does no runs"),
+        ("readme --results-dir nowhere --envs Walker", "readme does no runs"),
         ("figure4", "figure4"),
         ("figure3 --sizes XXXL", "XXXL"),
         ("figure1 --sizes XS", "figure1 has no --sizes: leave it out"),
@@ -186,27 +188,42 @@ def test_list_runs_nothing_and_adds_up(capsys, tmp_path):
     assert commands == [shlex.join(run.command) for run in reproduce.make_runs(args)]
     speeds = reproduce.SPEED["Grid-World"]
     hours = 2e6 / 3600 * (5 / speeds["standard"] + 30 / speeds["hyper"])
-    assert f"35 runs, 70,000,000 frames: {hours:.2f} hours of one core, {hours / 2:.2f} hours on 2" in out
+    assert (
+        f"35 runs, 70,000,000 frames: {hours:.2f} hours one after the other, {hours / 2:.2f} hours 2 side by side"
+        in out
+    )
 
 
 def test_the_cost_of_every_default_run_is_known(capsys):
-    """Hours that differ by architecture, script and size, as the speeds do."""
+    """By architecture, script and size."""
     for target in reproduce.TARGETS:
         assert all(reproduce.speed(run) for run in reproduce.make_runs(Args(target)))
-    hours = {}
-    for run in reproduce.make_runs(Args("table2", seeds=(1,))) + reproduce.make_runs(Args("figure3", seeds=(1,))):
-        hours[run.env, run.method, run.size] = run.frames / reproduce.speed(run) / 3600
-    assert hours["ML10", "standard", None] == pytest.approx(1e8 / 1490 / 3600)
-    assert hours["ML10", "rl2-hfi", None] == hours["ML10", "rl2", None] == pytest.approx(1e8 / 540 / 3600)
-    assert hours["ML10", "rl2-standard", None] == pytest.approx(1e8 / 1420 / 3600)
-    assert hours["Pick-Place", "film-normc", None] == pytest.approx(5e7 / 1550 / 3600)
-    assert hours["Walker", "bias", "XXL"] == pytest.approx(1e8 / 350 / 3600)
-    assert hours["Cheetah-Dir", "standard", "XS"] == pytest.approx(1e8 / 16000 / 3600)
+    ml10, cheetah = reproduce.SPEED["ML10"], reproduce.SIZE_SPEED["Cheetah-Dir"]
+    for method, wanted in {
+        ("standard", None): ml10["standard"],
+        ("hfi", None): ml10["hyper"],
+        ("rl2-standard", None): ml10["rl2-standard"],
+        ("rl2-hfi", None): ml10["rl2-hyper"],
+        ("bias", "XXL"): cheetah["hyper"]["XXL"],
+        ("standard", "XS"): cheetah["standard"]["XS"],
+    }.items():
+        assert reproduce.speed(Run("Cheetah-Dir" if method[1] else "ML10", method[0], 1, 100, method[1])) == wanted
+    assert reproduce.speed(Run("Pick-Place", "film-normc", 1, 100)) == reproduce.SPEED["Pick-Place"]["film"]
+    assert len(set(ml10.values())) == 4
     # what was not measured is told, not guessed
     assert reproduce.speed(Run("Grid-World", "bias", 1, 100, "XXL")) is None
     assert reproduce.speed(Run("Ant-Dir", "bias", 1, 100, "XS")) is None
     reproduce.main(Args("figure3", list=True, envs=("Ant-Dir",), seeds=(1,)))
     assert "without 12 runs of unmeasured speed" in capsys.readouterr().out
+
+
+def test_the_benchmark_measures_all_speeds():
+    names = set()
+    for env, speeds in reproduce.SPEED.items():
+        names |= {f"RL2 on {env}, {name[4:]}" if name.startswith("rl2-") else f"{env}, {name}" for name in speeds}
+    for env, archs in reproduce.SIZE_SPEED.items():
+        names |= {f"{env}, {arch} {size}" for arch, speeds in archs.items() for size in speeds}
+    assert names == bench.SWEEP.keys()
 
 
 # --- Statistics and tables
@@ -692,7 +709,7 @@ def test_rows_after_a_full_disk(left, tmp_path):
 
 def test_kept_rows_are_what_their_commands_give_today():
     rows = reproduce.read_rows(ROOT / "results")
-    assert len(rows) >= 35
+    assert len(rows) >= 97
     for command, row in rows.items():
         script, *flags = shlex.split(command)
         args = SCRIPTS[script].parse_args(flags)
@@ -705,7 +722,7 @@ def test_kept_rows_are_what_their_commands_give_today():
         assert json.loads(row["curve"])[-1][1] == float(row["return"])
 
 
-def test_of_two_budgets_the_one_with_more_rows_is_kept_and_of_equals_the_larger():
+def test_of_two_budgets_the_one_with_more_cells_is_kept_and_of_equals_the_larger():
     runs = [Run("Walker", method, 1, 200) for method in ("standard", "bias", "rl2")]
     runs += [Run("Walker", method, 1, 300) for method in ("standard", "bias")]
     runs += [Run("Walker", "bias", 1, 100, "XS"), Run("ML10", "bias", 1, 100)]
@@ -715,14 +732,30 @@ def test_of_two_budgets_the_one_with_more_rows_is_kept_and_of_equals_the_larger(
     assert reproduce.kept_runs(rows, "figure3") == runs[5:6]
     assert reproduce.kept_runs(rows, "table2") == runs[6:]
 
+    few, many = ([Run("Walker", "bias", seed, frames) for seed in range(n)] for n, frames in ((2, 300), (3, 200)))
+    rows = {shlex.join(run.command): fake_row(run, 1) for run in few + many}
+    assert reproduce.kept_runs(rows, "figure1") == many  # two seeds are too few to test
+    more = Run("Walker", "bias", 3, 300)
+    five = [Run("Walker", "bias", seed, 200) for seed in (3, 4)]
+    rows |= {shlex.join(run.command): fake_row(run, 1) for run in [more, *five]}
+    assert reproduce.kept_runs(rows, "figure1") == [*few, more]  # three are not
+
+
+def test_rows_of_the_quick_cut_are_not_taken_for_the_presets():
+    plain, quick = Run("Cheetah-Dir", "bias", 1, 160_000), Run("Cheetah-Dir", "bias", 1, 160_000, eval_interval=5)
+    rows = {shlex.join(run.command): fake_row(run, 1) for run in (plain, quick)}
+    assert reproduce.kept_runs(rows, "figure1") == reproduce.kept_runs(rows, "table1") == [plain]
+    del rows[shlex.join(plain.command)]
+    assert reproduce.kept_runs(rows, "figure1") == []
+
 
 def test_readme_is_made_from_the_kept_rows():
     rows = reproduce.read_rows(ROOT / "results")
     text = (ROOT / "README.md").read_text()
     blocks = reproduce.readme_blocks(rows)
     assert "table1" in blocks
-    for name in blocks:
-        assert f"<!-- {name} -->" in text and f"<!-- end of {name} -->" in text
+    assert re.findall(r"<!-- end of (.*) -->", text) == [name for name in re.findall(r"<!-- (?!end)(.*) -->", text)]
+    assert sorted(re.findall(r"<!-- (?!end)(.*) -->", text)) == sorted(blocks)
     assert reproduce.fill_readme(text, blocks) == text
 
 
