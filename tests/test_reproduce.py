@@ -709,7 +709,7 @@ def test_rows_after_a_full_disk(left, tmp_path):
 
 def test_kept_rows_are_what_their_commands_give_today():
     rows = reproduce.read_rows(ROOT / "results")
-    assert len(rows) >= 97
+    assert len(rows) >= 124
     for command, row in rows.items():
         script, *flags = shlex.split(command)
         args = SCRIPTS[script].parse_args(flags)
