@@ -509,7 +509,7 @@ def test_readme_lists_the_tags(probe, tmp_path):
 
 def test_readme_names_only_flags_that_exist():
     readme = (ROOT / "README.md").read_text()
-    flags = set(re.findall(r"(--[a-z][a-z-]+)", readme)) - {"--logdir", "--help"}
+    flags = set(re.findall(r"(--[a-z][a-z-]+)", readme)) - {"--logdir", "--dist", "--help"}
     added = re.findall(r"^\+    (\w+): ", readme, re.M)  # by the diffs of "Change it"
     of_show = ["picture", "video", "task", "width", "every"]
     names = [*varibad_hyper.Args.__dataclass_fields__, *reproduce.Args.__dataclass_fields__, *of_show, *added]
