@@ -131,13 +131,13 @@ class GridWorldVectorEnv(gym.vector.VectorEnv):
         self.elapsed[mask] = 0
         return self.positions.astype(np.float32), {}
 
-    def get_state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything that the future depends on, as plain values: goals, positions, counters, generators."""
         arrays = {"tasks": self.tasks.tolist(), "positions": self.positions.tolist(), "elapsed": self.elapsed.tolist()}
         return arrays | {"rngs": [rng.bit_generator.state for rng in self.rngs]}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `get_state` stood."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where `state_dict` was taken."""
         self.tasks, self.positions = np.array(state["tasks"]), np.array(state["positions"])
         self.elapsed = np.array(state["elapsed"])
         for rng, rng_state in zip(self.rngs, state["rngs"], strict=True):
