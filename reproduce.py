@@ -24,9 +24,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -101,8 +101,8 @@ PAPER = {  # target: method: a mean and a standard error for every environment, 
 }
 BAYES_OPTIMAL = 38.3667  # the best return of a meta-episode of Grid-World (24 goals) without being told the goal
 # What `--list` reckons with: frames per second of one run alone, without evaluations, as `python tests/bench.py sweep`
-# printed them on 2026-11-24 on a machine with two cores (AMD EPYC). A run is one thread, and on Meta-World as many
-# worker processes as there are cores besides, so that two side by side are slower there.
+# printed them on 2026-11-24 on a machine with two cores (AMD EPYC). A run is one thread, and on Meta-World a worker
+# process per environment besides, so that two side by side are slower there.
 SPEED = {
     "Grid-World": {"hyper": 8770, "standard": 13_200, "film": 12_600, "rl2-hyper": 9620, "rl2-standard": 12_900},
     "Cheetah-Dir": {"hyper": 5440, "standard": 13_500},
@@ -371,9 +371,9 @@ def try_lock(file: IO[str]) -> bool:
 def execute(run: Run, folder: Path, stop_file: Path) -> dict[str, str] | None:
     """Does one run in its folder, from its last checkpoint if there is one, and returns its row. Raises RunFailed.
 
-    The lock belongs to the script, too: if this process dies and the script does not, whoever takes the run up waits
-    for the script's end, so that no two ever write to one folder. Where `stop_file` appears, the run is stopped at a
-    checkpoint, and None is returned.
+    The script inherits the lock: if this process dies and the script goes on, whoever takes up the run waits for the
+    script to end. (It also locks its own folder, inside this one, against anyone who resumes it by hand.) Where
+    `stop_file` appears, the run is stopped at a checkpoint, and None is returned.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
@@ -438,14 +438,15 @@ def make_row(run: Run, folder: Path) -> dict[str, str]:
     """The row of a finished run: what it reached, where, and everything needed to repeat it.
 
     return: of the meta-episode, mean over the evaluation's tasks, and its standard error over them; episode_returns and
-    test_success (%): by episode; curve: (frames, return) of every evaluation; wall_time: s; args: all of the script's.
+    test_success (%): by episode; curve: (frames, return) of every evaluation, rows of older versions without the one
+    before training; wall_time: s; args: all of the script's.
     """
     result = find_result(folder)
     where = json.loads((folder / "machine.json").read_text())
     total = result["evaluation"]["meta_episodic_return"]
     test = result.get("test_evaluation") or {}
-    started = datetime.fromtimestamp(int(re.search(r"__(\d+)(-\d+)?$", result["folder"])[1]), timezone.utc)
-    own = {"runs_dir", "resume", "evaluate"}  # say where it lies, not what it is
+    started = datetime.fromtimestamp(int(re.search(r"__(\d+)$", result["folder"])[1]), timezone.utc)
+    own = {"runs_dir", "exp_name", "resume", "evaluate"}  # say where it lies, not what it is
     values = {
         **{"env": run.env, "method": run.method, "size": run.size or "", "seed": run.seed, "frames": result["frames"]},
         "return": total["mean"],
@@ -542,24 +543,28 @@ def ray_executor(workers: int, address: str | None) -> Executor:
     )
 
 
-def watch_signals() -> list[signal.Signals]:
-    """A list that Ctrl-C and SIGTERM are put into; a second one ends the program at once."""
+@contextmanager
+def watching_signals() -> Iterator[list[signal.Signals]]:
+    """A list that Ctrl-C and SIGTERM are put into; a second one ends the program at once. Puts the handlers back."""
     received: list[signal.Signals] = []
 
     def receive(number: int, frame: Any) -> None:
         received.append(signal.Signals(number))
         signal.signal(number, signal.SIG_DFL)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, receive)
-    return received
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def sweep(runs: Sequence[Run], executor: Executor, args: Args) -> dict[Run, str]:
+def sweep(runs: Sequence[Run], executor: Executor, args: Args, signals: Sequence[signal.Signals]) -> dict[Run, str]:
     """Does the runs that are not finished, appends the rows of all, and returns what failed and why.
 
     What fails or loses its machine is submitted again, --retries times, and goes on from its checkpoint wherever it
-    lands. Ctrl-C and SIGTERM stop everything at a checkpoint.
+    lands. As soon as there is one of `signals`, everything stops at a checkpoint.
     """
     runs_dir, results_dir = Path(args.runs_dir).resolve(), Path(args.results_dir)
     folders = {run: runs_dir / run.name for run in runs}
@@ -570,7 +575,6 @@ def sweep(runs: Sequence[Run], executor: Executor, args: Args) -> dict[Run, str]
         append_row(make_row(run, folders[run]), results_dir)
     failed: dict[Run, str] = {}
     attempts: Counter[Run] = Counter()
-    signals = watch_signals()
     queued = [run for run in runs if run not in done]
 
     def frames_done() -> int:
@@ -835,13 +839,14 @@ def kept_runs(rows: dict[str, dict[str, str]], target: str) -> list[Run]:
 
 
 def make_curve_table(rows: dict[str, dict[str, str]], runs: Sequence[Run], env: str) -> str:
-    """Markdown: mean +- standard error in `env` at the four quarters of training, bold among Table 1's methods."""
+    """Markdown: mean +- standard error in `env` after each quarter of training, bold among Table 1's methods."""
     curves = {
         method: [dict(json.loads(row["curve"])) for row in rows_of(rows, runs, env=env, method=method)]
         for method in METHODS
     }
     frames = sorted(set.intersection(*(set(curve) for of_method in curves.values() for curve in of_method)))
-    quarters = [min(frames, key=lambda step: abs(step - frames[-1] * k / 4)) for k in (1, 2, 3, 4)]
+    trained = [step for step in frames if step > 0]
+    quarters = [min(trained, key=lambda step: abs(step - frames[-1] * k / 4)) for k in (1, 2, 3, 4)]
     values = {step: {m: [curve[step] for curve in of_m] for m, of_m in curves.items() if of_m} for step in quarters}
     lines = [
         f"| {env}, after | " + " | ".join(f"{step:,} frames" for step in quarters) + " |",
@@ -935,7 +940,8 @@ def main(args: Args) -> None:
     except OSError as error:
         fail(f"cannot make {error.filename} ({error.strerror}): choose another --runs-dir or --results-dir.")
     executor = ray_executor(workers, args.address) if with_ray else local_executor(workers)
-    failed = sweep(runs, executor, args)
+    with watching_signals() as signals:
+        failed = sweep(runs, executor, args, signals)
     rows = read_rows(results_dir)
     for run in failed:
         rows.pop(shlex.join(run.command), None)  # of an earlier sweep

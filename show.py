@@ -1,13 +1,15 @@
-"""Shows a trained agent: what it believes of its hidden task, as a picture, and what it does, as a video.
+"""Shows a trained agent: what it believes about its hidden task, as a picture, and what it does, as a video.
 
     python show.py runs/THE_RUNS_FOLDER --picture belief.png      # or .svg, .pdf
     python show.py model.pt --video agent.gif                     # or .mp4
+    python show.py init --picture hyperinit.png                   # the initialisers, before any training
 
 It takes what `varibad_hyper.py` and `rl2_hyper.py` leave behind, a run's folder, its checkpoint.pt or a model.pt, and
-plays one meta-episode of the evaluation. Only the script that trained the agent is imported; nothing is trained.
+plays one meta-episode of the evaluation. Only the script that trained the agent is imported; nothing is trained. `init`
+prints and draws what the initialisers of `hyperinit.py` do to the policies of many tasks.
 
 Letters: N environments, T steps of the meta-episode, D observation, A action, L task embedding m, H GRU state, S
-MuJoCo's state, G cells per side of Grid-World.
+MuJoCo's state, G cells per side of Grid-World; K features of an embedding, P parameters of a base network.
 """
 
 import argparse
@@ -23,17 +25,21 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import gridworld
+from hyperinit import HYPER_SCHEMES, HyperLinear, init_hyper_linear_, normc_
 
 METHODS = {"varibad_hyper": "VariBAD", "rl2_hyper": "RL2"}
 PICTURES, VIDEOS = (".png", ".svg", ".pdf"), (".mp4", ".gif")
 PANELS = 6  # of an episode of Grid-World
+INIT = Path("init")  # instead of an agent's file: show the initialisers
 
 
 def fail(sentence: str) -> NoReturn:
@@ -52,7 +58,7 @@ class Trained(NamedTuple):
     script: ModuleType  # varibad_hyper or rl2_hyper
     args: Any  # its Args
     agent: Any  # its Agent
-    envs: Any  # its MetaEpisodes, all in this process
+    envs: Any  # its MetaEpisodes
 
     @property
     def meta_world(self) -> bool:
@@ -85,14 +91,13 @@ def load(path: Path, script_name: str, saved: dict[str, Any]) -> Trained:
     """The agent that `read` found; only now its script is imported, and MuJoCo with it."""
     script = importlib.import_module(script_name)
     try:
-        args = script.Args(**saved["args"] | {"env_workers": 1})
+        args = script.Args(**saved["args"])
         envs = script.make_eval_envs(args)
         agent = script.Agent(envs, args)
         agent.load_state_dict(saved["agent"])
     except Exception as error:  # as above
-        fail(
-            f"{path} does not fit this version of {script_name}.py ({type(error).__name__}): use the one that wrote it."
-        )
+        why = type(error).__name__
+        fail(f"{path} does not fit this version of {script_name}.py ({why}): use the one that wrote it.")
     return Trained(script, args, agent, envs)
 
 
@@ -105,12 +110,11 @@ class Robot(NamedTuple):
     goal: np.ndarray | None  # Meta-World's, [3]
 
 
-def robot_of(envs: Any, row: int) -> Robot | None:
-    """The robot in environment `row` of MetaEpisodes; Grid-World has none."""
+def robot_of(envs: Any, row: int, twin: Any) -> Robot | None:
+    """The robot in environment `row` of MetaEpisodes, on Meta-World in its twin; Grid-World has none."""
+    if twin:
+        return Robot(twin.robot.model, twin.robot.data, twin.robot.dt, twin.robot._target_pos)
     envs = envs.envs
-    if hasattr(envs, "groups"):
-        robot = envs.groups.running[row]
-        return Robot(robot.model, robot.data, robot.dt, robot._target_pos)
     return Robot(envs.models[row], envs.data[row], envs.dt, None) if hasattr(envs, "models") else None
 
 
@@ -151,10 +155,10 @@ class MetaEpisode:
 
 @torch.no_grad()
 def play(trained: Trained, task: int) -> MetaEpisode:
-    """The meta-episode on task number `task` of the evaluation, under the greedy policy.
+    """A meta-episode of the greedy policy on the evaluation's task number `task`.
 
-    All N environments of the evaluation are stepped together, as in the script's `evaluate`, and one is kept, so that
-    its returns are those which the evaluation counted, bit for bit.
+    All N environments are stepped together, as in the script's `evaluate`, and one is kept: its returns are bit for bit
+    those of the evaluation.
     """
     script, args, agent, envs = trained
     row, tasks = task, envs.all_tasks  # [num_tasks, task_dim], or None: they are drawn from the seed
@@ -166,14 +170,23 @@ def play(trained: Trained, task: int) -> MetaEpisode:
     obs = envs.reset(script.seeds_of(args)["eval_envs"], tasks)  # [N, D]
     belief = agent.initial_belief(envs)  # [N, H]
     embedding = agent.embedding(belief)  # [N, 2L]
-    this_task, robot = envs.envs.tasks[row].copy(), robot_of(envs, row)
+    this_task, twin = envs.envs.tasks[row].copy(), None
+    if trained.meta_world:  # its robots are in other processes: the twin, in this one, does the same
+        twin = envs.envs.workers.env_fns[row]()
+        twin.reset(options={"tasks": envs.envs.tasks[:, 0]})
+    robot = robot_of(envs, row, twin)
     embeddings, steps, done = [embedding[row].numpy()], [], False
     with tqdm(total=envs.max_steps, desc="playing", unit="steps", leave=False, delay=1) as bar:
         while not done:
             before = obs[row], int(envs.episode[row]), physics_state(robot)
-            action = agent.get_greedy_action(torch.as_tensor(obs, dtype=torch.float32), embedding)  # [N] or [N, A]
-            final_obs, reward, _, task_done, _, obs = envs.step(action.numpy())
-            steps.append((*before, action[row].numpy(), final_obs[row], reward[row], envs.success[row]))
+            action = agent(torch.as_tensor(obs, dtype=torch.float32), embedding)[0].mode  # [N] or [N, A]
+            final_obs, reward, task_done, _, obs, _ = envs.step(action.numpy())
+            success = bool(envs.has_success and envs.envs.success[row])
+            steps.append((*before, action[row].numpy(), final_obs[row], reward[row], success))
+            if twin:
+                twin.step(action[row].numpy())
+                if envs.episode[row] != before[1]:
+                    twin.reset(options={"tasks": envs.envs.tasks[:, 0]})
             final_obs, reward = (torch.as_tensor(x, dtype=torch.float32) for x in (final_obs, reward))
             belief = agent.update_belief(belief, action, final_obs, reward)
             embedding = agent.embedding(belief)
@@ -185,11 +198,11 @@ def play(trained: Trained, task: int) -> MetaEpisode:
 
 @torch.no_grad()
 def cell_probabilities(trained: Trained, embeddings: np.ndarray) -> np.ndarray | None:
-    """How probable the reward decoder holds it that entering cell (x, y) is rewarded, [T+1, G, G].
+    """The reward decoder's probability that entering cell (x, y) is rewarded, at the posterior's mean, [T+1, G, G].
 
-    At the posterior's mean. None where there is no such decoder: RL2, other tasks, --no-decode-reward, one-hot.
-    NOTE: it learns from the cells that agents enter, which of a good agent is mostly the goal. So what it has not seen
-    yet gets more than 1/24, and a map does not sum to 1.
+    None where there is no such decoder: RL2, other tasks, --no-decode-reward, one-hot.
+    NOTE: it learns from the cells that agents enter, for a good agent mostly the goal. So it gives unseen cells more
+    than 1/24, and a map does not sum to 1.
     """
     vae = getattr(trained.agent, "vae", None)
     if trained.args.env != "Grid-World" or vae is None or vae.reward_decoder is None:
@@ -205,7 +218,7 @@ def known_goal_return(goal: np.ndarray, horizon: int) -> float:
 
 
 def direction(env: str, task: np.ndarray) -> np.ndarray | None:
-    """The unit vector [3] that the robot shall run along, or None where the task is not a direction."""
+    """The unit vector [3] that the robot should run along, or None where the task is not a direction."""
     if env == "Cheetah-Dir":
         return np.array([task[0], 0.0, 0.0])
     return np.array([np.cos(task[0]), np.sin(task[0]), 0.0]) if env in ("Ant-Dir", "Humanoid") else None
@@ -278,10 +291,9 @@ def draw_embedding(figure: FigureBase, trained: Trained, meta: MetaEpisode) -> N
     axes[-1].set(xlabel="step")
     if posterior:
         mean, deviation = meta.embeddings[:, :dims], np.exp(0.5 * meta.embeddings[:, dims:])  # [T+1, L] each
-        for i, axis in enumerate(axes[1:]):
-            low, high = mean[:, i] - deviation[:, i], mean[:, i] + deviation[:, i]
-            axis.fill_between(steps, low, high, color="tab:blue", alpha=0.25, lw=0)
-            axis.plot(steps, mean[:, i], color="tab:blue")
+        for i, (axis, m, d) in enumerate(zip(axes[1:], mean.T, deviation.T, strict=True)):
+            axis.fill_between(steps, m - d, m + d, color="tab:blue", alpha=0.25, lw=0)
+            axis.plot(steps, m, color="tab:blue")
             axis.set_ylabel(f"$m_{{{i + 1}}}$", rotation=0, labelpad=12, va="center")
     else:
         extent = (-0.5, len(steps) - 0.5, dims + 0.5, 0.5)  # a column per step
@@ -413,10 +425,7 @@ RENDER = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco
 
 
 def find_renderer() -> str:
-    """A value of MUJOCO_GL, which must be known before `import mujoco`, that draws on this machine.
-
-    The user's own, or the first that works; each is tried in a process of its own, which takes a second.
-    """
+    """A value of MUJOCO_GL that draws here: the user's own or the first that works. Set it before `import mujoco`."""
     given = os.environ.get("MUJOCO_GL")
     names = [given] if given else ["egl", "osmesa", "glfw"] if sys.platform == "linux" else [""]
     for name in names:
@@ -428,21 +437,102 @@ def find_renderer() -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The initialisers, before any training
+
+SIZES = [64, 128, 128, 6]  # a base network of MuJoCo: the observation's features, two tanh layers, the actions' means
+FEATURES = 10  # K
+TASKS, DRAWS = 50, 5
+
+
+def generated_network(scheme: str) -> list[HyperLinear]:
+    """The layers of a base network whose f is normc, as the scripts make them for continuous actions."""
+    layers = [HyperLinear(fan_in, fan_out, FEATURES) for fan_in, fan_out in zip(SIZES[:-1], SIZES[1:], strict=True)]
+    for layer in layers:
+        gain = 1.0 if layer is layers[-1] else nn.init.calculate_gain("tanh")
+        init_hyper_linear_(layer, scheme, lambda weight, gain=gain: normc_(weight, gain), nn.init.zeros_, gain)
+    return layers
+
+
+def random_embeddings(tasks: int) -> Tensor:
+    """What the head reads, [tasks, K+1]: random numbers after a linear + tanh layer (|x|^2 is about K / 4), and a 1."""
+    return F.pad(torch.tanh(nn.Linear(10, FEATURES)(torch.randn(tasks, 10))), (0, 1), value=1.0)
+
+
+@torch.no_grad()
+def measure(scheme: str, tasks: int = TASKS, observations: int = 200) -> dict[str, Tensor]:
+    """What one draw of the head does, over random embeddings and observations of unit variance.
+
+    scale: root mean square of each layer's outputs before tanh [3]; saturated: percentage of the hidden units beyond
+    +-0.99; spread: standard deviation between tasks of the action for one observation, root mean square; likeness:
+    mean cosine between the generated parameters of two tasks; actions: of all tasks for one observation [tasks].
+    """
+    layers, x = generated_network(scheme), random_embeddings(tasks)
+    parameters = torch.cat([x @ stack.flatten(1) for layer in layers for stack in (layer.weight, layer.bias)], dim=1)
+    directions = F.normalize(parameters, dim=1)  # [tasks, P]
+    h, x = torch.randn(observations, SIZES[0]).repeat(tasks, 1), x.repeat_interleave(observations, dim=0)
+    outputs = [layers[0](h, x)]  # of each layer, [tasks * observations, out]
+    for layer in layers[1:]:
+        outputs.append(layer(torch.tanh(outputs[-1]), x))
+    actions = outputs[-1].view(tasks, observations, -1)
+    return {
+        "scale": torch.stack([h.square().mean().sqrt() for h in outputs]),
+        "saturated": torch.stack([100 * (h.tanh().abs() > 0.99).float().mean() for h in outputs[:-1]]).mean(),
+        "spread": actions.std(dim=0).square().mean().sqrt(),
+        "likeness": ((directions @ directions.T).sum() - tasks) / (tasks * (tasks - 1)),  # all but each with itself
+        "actions": actions[:, 0, 0],
+    }
+
+
+def compare_initialisers() -> Figure:
+    """Prints the table of the initialisers and returns the picture."""
+    torch.manual_seed(0)
+    draws = {scheme: [measure(scheme) for _ in range(DRAWS)] for scheme in HYPER_SCHEMES}
+    sizes = "-".join(map(str, SIZES))
+    print(f"base network {sizes}, {FEATURES} embedding features, {TASKS} tasks, mean of {DRAWS} draws; bias is f alone")
+    print("init         scale of layer 1, 2, 3   saturated %   spread of actions   likeness of two tasks")
+    figure = Figure((13, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for k, scheme in enumerate(HYPER_SCHEMES):
+        mean = {name: torch.stack([draw[name] for draw in draws[scheme]]).mean(0) for name in draws[scheme][0]}
+        scales = "".join(f"{value:8.2f}" for value in mean["scale"])
+        print(f"{scheme:12} {scales} {mean['saturated']:13.0f} {mean['spread']:19.2f} {mean['likeness']:23.2f}")
+        bold = {"lw": 3, "color": "black", "zorder": 3} if scheme == "bias" else {"color": f"C{k}"}
+        left.plot([1, 2, 3], mean["scale"], "o-", **bold)
+        left.text(3.08, mean["scale"][-1], scheme, va="center", color=bold["color"])
+        middle.scatter([k] * TASKS, draws[scheme][0]["actions"], s=14, alpha=0.5, color=bold["color"])
+        right.bar(k, mean["likeness"], color=bold["color"])
+    left.set(yscale="log", xlim=(0.9, 3.7), xticks=[1, 2, 3], xlabel="layer (grey: where tanh works)")
+    left.set(title="Scale of activations before tanh")
+    left.axhspan(0.3, 3, color="0.9", zorder=0)
+    middle.axhspan(-1, 1, color="0.9", zorder=0)
+    middle.set(title=f"One observation's action in {TASKS} tasks", xlabel="grey: what an actuator takes")
+    right.set(title="Likeness (cosine) of two tasks' policies")
+    for axis in (middle, right):
+        axis.set_xticks(range(len(HYPER_SCHEMES)), HYPER_SCHEMES, rotation=30)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; refuses values that cannot work with one sentence."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("file", type=Path, help="a run's folder, its checkpoint.pt, or a model.pt of --save-model")
-    what = parser.add_mutually_exclusive_group(required=True)
+    files = "a run's folder, its checkpoint.pt or its model.pt; or the word init: the initialisers before training"
+    parser.add_argument("file", type=Path, help=files)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("--picture", type=Path, metavar="OUT", help="draw what the agent believes: a .png, .svg or .pdf")
     what.add_argument("--video", type=Path, metavar="OUT", help="show what the agent does: a .mp4 or .gif")
-    parser.add_argument(
-        "--task", type=int, metavar="N", help="number of the evaluation's task (0; Grid-World: the last)"
-    )
+    parser.add_argument("--task", type=int, metavar="N", help="the evaluation's task N (0; Grid-World: the last)")
     parser.add_argument("--width", type=int, default=480, help="pixels of a video's frames (480)")
-    parser.add_argument("--every", type=int, default=1, metavar="K", help="show every K-th step of a video only (1)")
+    parser.add_argument("--every", type=int, default=1, metavar="K", help="show only every K-th step in a video (1)")
     args = parser.parse_args(argv)
+    if args.file == INIT:
+        args.picture = args.picture or Path("hyperinit.png")
+    if not args.picture and not args.video:
+        parser.error("one of the arguments --picture --video is required")
+    if args.file == INIT and (args.video or args.task is not None):
+        fail("init draws a picture of many random tasks: leave --video and --task out.")
     flag, out, suffixes = ("--picture", args.picture, PICTURES) if args.picture else ("--video", args.video, VIDEOS)
     if out.suffix.lower() not in suffixes:
         fail(f"{flag} {out}: give a file whose name ends in {', '.join(suffixes[:-1])} or {suffixes[-1]}.")
@@ -455,32 +545,42 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main(args: argparse.Namespace) -> None:
-    """Draws the picture or the video."""
+def play_task(args: argparse.Namespace) -> tuple[Trained, MetaEpisode, str]:
+    """The agent, its meta-episode on the task that was asked for, and a description of the two."""
     script_name, saved = read(args.file)
-    grid, out = saved["args"]["env"] == "Grid-World", args.picture or args.video
+    grid = saved["args"]["env"] == "Grid-World"
     if args.picture and saved["args"].get("embedding") == "one-hot":
         fail(f"the agent in {args.file} is told its task (--embedding one-hot) and believes nothing: give --video.")
     os.environ["MUJOCO_GL"] = find_renderer() if args.video and not grid else "disabled"
     trained = load(args.file, script_name, saved)
-    torch.set_num_threads(trained.args.torch_threads)  # as in the evaluation
+    torch.set_num_threads(1)  # as in the evaluation
     last = trained.num_tasks - 1
     task = args.task if args.task is not None else last if grid else 0  # Grid-World's last goal is the farthest
     if not 0 <= task <= last:
         fail(f"--task {task}: the tasks of this agent's evaluation have the numbers 0 to {last}.")
     meta = play(trained, task)
+    returns = " ".join(f"{value:.2f}" for value in meta.returns())
+    return trained, meta, f" (task {task}, {describe(trained, meta.task)}, return by episode {returns})"
+
+
+def main(args: argparse.Namespace) -> None:
+    """Draws the picture or the video."""
+    out, words = args.picture or args.video, ""
+    if args.file != INIT:
+        trained, meta, words = play_task(args)
     try:
-        if args.picture:
+        if args.file == INIT:
+            compare_initialisers().savefig(out, dpi=100)
+        elif args.picture:
             draw(trained, meta).savefig(out, dpi=100)
         else:
             steps = tqdm(range(0, len(meta.rewards), args.every), desc="drawing", unit="frames")
-            frames = (grid_frames if grid else robot_frames)(trained, meta, steps, args.width // 2 * 2)
+            frames = (robot_frames if meta.robot else grid_frames)(trained, meta, steps, args.width // 2 * 2)
             write_video(out, frames, 1 / (args.every * (meta.robot.dt if meta.robot else 1 / 3)))
     except OSError as error:
         what = str(error).partition("\n")[0]  # ffmpeg says more
-        fail(f"{out} could not be written ({what}): mend that or give another file.")
-    returns = " ".join(f"{value:.2f}" for value in meta.returns())
-    print(f"drawn: {out} (task {task}, {describe(trained, meta.task)}, return by episode {returns})")
+        fail(f"{out} could not be written ({what}): fix that or give another file.")
+    print(f"drawn: {out}{words}")
 
 
 if __name__ == "__main__":

@@ -513,25 +513,6 @@ def consecutive_kl(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (prior_logvar - logvar + distance - 1).sum(-1)
 
 
-def subsample(lengths: Tensor, size: int, limit: int) -> tuple[Tensor, Tensor]:
-    """Draws `limit` of the first lengths[b] positions of each column b without replacement (0: all of them).
-
-    Returns positions [S, B] and a mask [S, B], 0 where column b had no more to give; S = min(limit or size, size).
-    """
-    if limit == 0 or limit >= size:
-        positions = torch.arange(size, device=lengths.device)[:, None].expand(-1, len(lengths))  # [size, B]
-    else:
-        keys = torch.rand(size, len(lengths), device=lengths.device)
-        keys[torch.arange(size, device=lengths.device)[:, None] >= lengths] = -1  # beyond the end: drawn last
-        positions = keys.topk(limit, dim=0).indices  # [limit, B]
-    return positions, (positions < lengths).float()
-
-
-def gather_steps(x: Tensor, positions: Tensor) -> Tensor:
-    """x [T, B, C] at positions [S, B]: [S, B, C]."""
-    return x.gather(0, positions[:, :, None].expand(-1, -1, x.shape[-1]))
-
-
 def elbo_loss(vae: VAE, batch: Batch, subsample_limit: int, kl_weight: float) -> dict[str, Tensor]:
     """The negative ELBO of whole meta-episodes, averaged over them, and its parts. Zintgraf et al., 2020.
 
@@ -937,7 +918,7 @@ class MetaEpisodes:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in self.COUNTERS:
-            setattr(self, name, state[name].numpy().copy())
+            getattr(self, name)[:] = state[name].numpy()
         self.blow_ups = state["blow_ups"]
         self.envs.load_state_dict(state["envs"])
 
@@ -1020,6 +1001,25 @@ class MetaEpisodeBuffer:
         self.transitions[self.capacity :] = state["running"].numpy()
         self.lengths[:] = state["lengths"].numpy()
         self.rng.bit_generator.state = state["rng"]
+
+
+def subsample(lengths: Tensor, size: int, limit: int) -> tuple[Tensor, Tensor]:
+    """Draws `limit` of the first lengths[b] positions of each column b without replacement (0: all of them).
+
+    Returns positions [S, B] and a mask [S, B], 0 where column b had no more to give; S = min(limit or size, size).
+    """
+    if limit == 0 or limit >= size:
+        positions = torch.arange(size, device=lengths.device)[:, None].expand(-1, len(lengths))  # [size, B]
+    else:
+        keys = torch.rand(size, len(lengths), device=lengths.device)
+        keys[torch.arange(size, device=lengths.device)[:, None] >= lengths] = -1  # beyond the end: drawn last
+        positions = keys.topk(limit, dim=0).indices  # [limit, B]
+    return positions, (positions < lengths).float()
+
+
+def gather_steps(x: Tensor, positions: Tensor) -> Tensor:
+    """x [T, B, C] at positions [S, B]: [S, B, C]."""
+    return x.gather(0, positions[:, :, None].expand(-1, -1, x.shape[-1]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1316,8 +1316,8 @@ class MetaWorldEnv(gym.Env):
 
     def __init__(self, benchmark: Any, tasks: list[Any], index: int, run_process: int):
         if os.getpid() != run_process:  # signals are for the run, which must save its state before its workers end
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
         mujoco.set_mju_user_warning(lambda message: None)  # unstable physics is counted below, not written to a file
         self.classes = {**benchmark.train_classes, **benchmark.test_classes}
         self.tasks, self.index = tasks, index
@@ -1546,12 +1546,12 @@ def parse_args(argv: Sequence[str] | None = None) -> Args:
     path = early.resume or early.evaluate
     default = load_saved(path, mmap=True)[1] if path else make_args(early.env if early.env in PRESETS else "Grid-World")
     groups = [group(**{f.name: getattr(default, f.name) for f in fields(group)}) for group in Args.__bases__[::-1]]
-    by_group = make_dataclass("Args", [(type(group).__name__, type(group)) for group in groups])
+    by_group = make_dataclass("Args", [(type(group).__name__.removesuffix("Args"), type(group)) for group in groups])
     options = {"description": __doc__.partition("\n")[0], "config": (tyro.conf.OmitArgPrefixes,)}
     parsed = tyro.cli(by_group, default=by_group(*groups), args=argv, **options)
     args = Args(**{name: value for group in asdict(parsed).values() for name, value in group.items()})
     if path:
-        may_change = {"threads", "cuda", "resume", "evaluate"}
+        may_change = {"threads", "cuda", "resume" if args.resume else "evaluate"}
         if args.evaluate:
             may_change |= {"eval_tasks", "seed"}
         else:
@@ -1684,7 +1684,16 @@ class Run:
     block, after which signal handlers are as before, and files closed.
     """
 
-    COUNTERS = ("iteration", "global_step", "eval_history", "evaluations", "meta_return", "blow_ups", "seconds")
+    COUNTERS = (
+        "iteration",
+        "global_step",
+        "eval_history",
+        "evaluations",
+        "meta_return",
+        "blow_ups",
+        "scalars",
+        "seconds",
+    )
 
     def __init__(self, args: Args, stateful: dict[str, Any]):
         self.args, self.stateful, self.script = args, stateful, Path(__file__).stem
@@ -1695,6 +1704,7 @@ class Run:
         self.evaluations: dict[str, Summary] = {}  # the last ones
         self.meta_return = math.nan  # of the last iteration in which a meta-episode ended
         self.blow_ups = 0  # episodes of evaluations that ended because something was not finite
+        self.scalars: dict[str, float] = {}  # of the last iteration
         self.seconds = 0.0  # of training, until the last checkpoint
         packages = ("torch", "mujoco", "gymnasium", *(["metaworld"] if args.env in META_WORLD else []))
         versions = {name: version(name) for name in packages}
@@ -1705,9 +1715,10 @@ class Run:
         self.resumed_at, self.started = self.seconds, time.monotonic()
         if args.track:
             start_tracking(args, self.folder)
-        purge_step = self.global_step + 1 if args.resume else None  # points after the checkpoint are written again
-        self.writer = SummaryWriter(str(self.folder), purge_step=purge_step)
-        if args.resume is None:
+        # Points after the checkpoint are written again, also those of an evaluation right after it.
+        self.writer = SummaryWriter(str(self.folder), purge_step=self.global_step if args.resume else None)
+        self.log(self.scalars)
+        if self.global_step == 0:
             rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
             self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
 
@@ -1724,6 +1735,8 @@ class Run:
             fail(f"cannot write to the folder {folder} ({error.strerror}): choose another --runs-dir, or try again.")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in folder.glob("*.new"):  # by a process that was killed as it wrote
+                left.unlink()
         except BlockingIOError:
             fail(f"another process is training in {folder}: wait until it ends, or stop it.")
         except OSError:  # a file system without locks: nothing keeps a second process out
@@ -1735,14 +1748,15 @@ class Run:
         self.handlers: dict[int, Any] = {}  # that were there before
         if threading.current_thread() is threading.main_thread():  # only there signals can be handled
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                self.handlers[number] = signal.signal(number, self.receive)
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup ignores SIGHUP
+                    self.handlers[number] = signal.signal(number, self.receive)
         args, agent, envs = self.args, self.stateful["agent"], self.stateful["envs"]
         frames, counts = self.num_iterations * self.batch_size, parameter_counts(agent)
         loop = f"{self.num_iterations} iterations of {args.num_envs} x {args.num_steps} = {self.batch_size} frames"
         print(f"{args.env}, {method(args)}, seed {args.seed}: {loop} on {agent.obs_norm.mean.device}")
         sizes = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items())
         print(
-            f"observation {envs.obs_dim}, action {envs.action_dim}, {envs.max_steps} steps per task; parameters: {sizes}"
+            f"observation {envs.obs_dim}, action {envs.action_dim}, {envs.max_steps} steps a task; parameters: {sizes}"
         )
         print(f"run folder: {self.folder}")
         if self.num_iterations == 1 or frames < args.learning_starts:
@@ -1773,6 +1787,8 @@ class Run:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in self.COUNTERS:
+            if type(state[name]) is not type(getattr(self, name)):
+                raise TypeError(name)
             setattr(self, name, state[name])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
@@ -1845,10 +1861,13 @@ class Run:
         self.blow_ups += envs.blow_ups
         torch.set_num_threads(1)
         for group, summary in self.evaluations.items():
-            for name, value in summary.items():
-                self.writer.add_scalar(f"{group}/{name}", value["mean"], self.global_step)
+            self.log({f"{group}/{name}": value["mean"] for name, value in summary.items()})
         self.eval_history.append((self.global_step, self.evaluations["eval"]["meta_episodic_return"]["mean"]))
         self.bar.write(f"{self.global_step:,} frames: {format_evaluations(self.evaluations)}")
+
+    def log(self, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, self.global_step)
 
     def end_iteration(self, scalars: dict[str, float], finite: bool) -> None:
         """Logs; stops at what is not finite; writes a checkpoint where one is due, or a signal has come."""
@@ -1865,8 +1884,8 @@ class Run:
             scalars |= {f"charts/{name}": value for name, value in summary.items()}
         seconds = self.resumed_at + time.monotonic() - self.started
         scalars |= {"charts/blow_ups": envs.blow_ups, "charts/SPS": int(self.global_step / seconds)}
-        for name, value in scalars.items():
-            self.writer.add_scalar(name, value, self.global_step)
+        self.scalars = scalars
+        self.log(scalars)
         self.bar.set_postfix_str(f"return {self.meta_return:.2f}", refresh=False)
         self.bar.update(self.batch_size)
         self.stop_if_signalled()

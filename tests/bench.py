@@ -43,21 +43,18 @@ XL = ["--state-features", "256", "--base-layers", "256", "128"]
 # Frames are some iterations past --learning-starts, a few seconds each.
 TRAINING = {
     "Grid-World, hyper": ["--total-timesteps", "30000"],
-    "Grid-World, hyper, --compile": ["--total-timesteps", "50000", "--compile"],
     "Grid-World, standard": ["--total-timesteps", "30000", "--arch", "standard"],
     "Grid-World, film": ["--total-timesteps", "30000", "--arch", "film", "--init", "bias"],
     "Grid-World, hyper XL": ["--total-timesteps", "10000", *XL],
-    "Grid-World, hyper XL, 2 threads": ["--total-timesteps", "10000", *XL, "--torch-threads", "2"],
-    "Grid-World, hyper XL, 2 threads, --compile": ["--total-timesteps", "12000", *XL, "--torch-threads", "2"]
-    + ["--compile"],
+    "Grid-World, hyper XL, 2 threads": ["--total-timesteps", "10000", *XL, "--threads", "2"],
     "Cheetah-Dir, hyper": ["--env", "Cheetah-Dir", "--total-timesteps", "44800"],
     "Cheetah-Dir, standard": ["--env", "Cheetah-Dir", "--total-timesteps", "44800", "--arch", "standard"],
     "Walker, hyper": ["--env", "Walker", "--total-timesteps", "25600"],
     "Walker, standard": ["--env", "Walker", "--total-timesteps", "25600", "--arch", "standard"],
     "Ant-Dir, hyper": ["--env", "Ant-Dir", "--total-timesteps", "16000"],
     "Ant-Dir, standard": ["--env", "Ant-Dir", "--total-timesteps", "16000", "--arch", "standard"],
-    "Ant-Dir, standard, 2 workers": ["--env", "Ant-Dir", "--total-timesteps", "16000", "--arch", "standard"]
-    + ["--env-workers", "2"],
+    "Ant-Dir, standard, 2 threads": ["--env", "Ant-Dir", "--total-timesteps", "16000", "--arch", "standard"]
+    + ["--threads", "2"],
     "Humanoid, hyper": ["--env", "Humanoid", "--total-timesteps", "51200"],
     "Humanoid, standard": ["--env", "Humanoid", "--total-timesteps", "51200", "--arch", "standard"],
     "Pick-Place, hyper": ["--env", "Pick-Place", "--total-timesteps", "24000"],
@@ -86,7 +83,7 @@ GROWTH |= {
     for units in (32, 128, 256)
 }
 # What reproduce.py runs by default, and a few more: the keys of its SPEED and SIZE_SPEED
-SWEEP = {name: TRAINING[name] for name in TRAINING if not re.search("XL|compile|workers", name)}
+SWEEP = {name: TRAINING[name] for name in TRAINING if not re.search("XL|threads", name)}
 SWEEP |= {
     "Pick-Place, film": ["--env", "Pick-Place", "--total-timesteps", "24000", "--arch", "film", "--init", "bias"],
     "ML10, standard": ["--env", "ML10", "--total-timesteps", "24000", "--arch", "standard"],
@@ -178,16 +175,10 @@ def split_run(flags):
         begins(script.MetaEpisodeBuffer, "running", "rollout's rest")
         begins(script.MetaEpisodeBuffer, "sample", "VAE")
     within_rollout(script.MetaEpisodes, "step", "environment", enters=True)
-    if "--compile" in flags:  # only what was compiled may be wrapped
-        compile_policy = script.compile_policy
-
-        def compile_and_wrap(agent, *args):
-            compile_policy(agent, *args)
-            within_rollout(agent, "get_action_and_value", "policy")
-
-        script.compile_policy = compile_and_wrap
-    else:
-        within_rollout(script.Agent, "get_action_and_value", "policy")
+    within_rollout(script.Agent, "forward", "policy")
+    for distribution in (script.Categorical, script.Independent):
+        within_rollout(distribution, "sample", "policy")
+        within_rollout(distribution, "log_prob", "policy")
     within_rollout(script.Agent, "update_belief", "encoder")
     within_rollout(script.Agent, "embedding", "encoder")
     begins(script, "compute_gae", "PPO")
@@ -251,17 +242,17 @@ def physics_table(num_envs, steps, repetitions):
         rng = np.random.default_rng(0)
         actions = rng.uniform(-1, 1, (steps, num_envs, envs.single_action_space.shape[0]))
         envs.reset(seed=0)
-        start = envs.get_state()
+        start = envs.state_dict()
         low, high = envs.default_model.actuator_ctrlrange.T
         commands = np.clip(envs.action_scale * actions, low, high)
 
         def ours(envs=envs, start=start, actions=actions):
-            envs.set_state(start)
+            envs.load_state_dict(start)
             for action in actions:
                 envs.step(action)
 
         def physics(envs=envs, start=start, commands=commands, contacts=False):
-            envs.set_state(start)
+            envs.load_state_dict(start)
             for command in commands:
                 for i in range(num_envs):
                     envs.data[i].ctrl[:] = command[i]
@@ -313,18 +304,26 @@ def meta_world_table(steps, repetitions):
         benchmark = varibad_hyper.make_benchmark(name, 1)
         rng = np.random.default_rng(0)
         actions = rng.uniform(-1, 1, (steps, 8, 4)).astype(np.float32)
-        processes, alone = (varibad_hyper.MetaWorldVectorEnv(benchmark, 8, n, False) for n in (os.cpu_count(), 1))
-        tasks = processes.train_tasks[:8]
+        envs = varibad_hyper.MetaWorldVectorEnv(benchmark, 8, False)
+        tasks, classes = benchmark.train_tasks, len(benchmark.train_classes)
+        # The first eight training tasks: ours take the classes in turn, the benchmark has each class in succession.
+        numbers = [k % classes * (len(tasks) // classes) + k // classes for k in range(8)]
+        alone = [varibad_hyper.MetaWorldEnv(benchmark, tasks, i, os.getpid()) for i in range(8)]
         robots = []
-        for number in tasks[:, 0]:
-            task = alone.groups.tasks[number]
-            robots.append(benchmark.train_classes[task.env_name]())
-            robots[-1].set_task(task)
+        for number in numbers:
+            robots.append(benchmark.train_classes[tasks[number].env_name]())
+            robots[-1].set_task(tasks[number])
 
-        def ours(envs, tasks=tasks, actions=actions):
-            envs.reset(options={"tasks": tasks})
+        def in_processes(envs=envs, actions=actions):
+            envs.reset(options={"tasks": envs.train_tasks[:8]})
             for action in actions:
                 envs.step(action)
+
+        def in_a_loop(alone=alone, actions=actions, numbers=numbers):
+            for i, env in enumerate(alone):
+                env.reset(options={"tasks": numbers})
+                for action in actions[:, i]:
+                    env.step(action)
 
         def own(robots=robots, actions=actions):
             for i, robot in enumerate(robots):
@@ -332,16 +331,12 @@ def meta_world_table(steps, repetitions):
                 for action in actions[:, i]:
                     robot.step(action)
 
-        functions = {
-            "processes": functools.partial(ours, processes),
-            "alone": functools.partial(ours, alone),
-            "own": own,
-        }
+        functions = {"processes": in_processes, "alone": in_a_loop, "own": own}
         speed = {key: 8 * steps / value for key, value in median_times(functions, repetitions).items()}
         rows.append([name, *(f"{speed[key]:,.0f}" for key in functions), f"{speed['processes'] / speed['own']:.2f}"])
-        processes.close()
-    header = ["benchmark", f"{os.cpu_count()} processes, steps/s", "one process", "Meta-World's own, one process"]
-    print_table([*header, "ours of its own"], rows)
+        envs.close()
+    header = ["benchmark", f"8 processes on {os.cpu_count()} cores, steps/s", "one process"]
+    print_table([*header, "Meta-World's own, one process", "ours of its own"], rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -473,10 +468,11 @@ def expanded_errors(self, m, obs, actions, rewards, next_obs):
 def vae_table(repetitions):
     rows = []
     for env in ("Grid-World", "Cheetah-Dir", "Walker", "Pick-Place"):
-        args = varibad_hyper.parse_args(["--env", env, "--env-workers", "1"])
+        args = varibad_hyper.make_args(env)
         envs = varibad_hyper.make_envs(args, 1)
         vae = varibad_hyper.Agent(envs, args).vae
         optimizer = torch.optim.Adam(vae.parameters())
+        envs.envs.close()
         steps, size = envs.max_steps, args.vae_batch
         cells = torch.randint(0, 5, (2, steps, size, envs.obs_dim)).float()  # valid on Grid-World too
         batch = varibad_hyper.Batch(

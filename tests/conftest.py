@@ -6,9 +6,12 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def restored_signals():
-    """A run that is stopped leaves its handlers behind, which is no matter where the process ends."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+def handlers_are_as_before():
+    """Whatever a test did to a run, the run has put the signals' handlers back."""
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    before = [signal.getsignal(number) for number in numbers]
     yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    after = [signal.getsignal(number) for number in numbers]
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)  # so that only this test fails
+    assert after == before

@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bench
 import pytest
+
+import rl2_hyper
+import varibad_hyper
 
 BENCH = Path(__file__).parent / "bench.py"
 
@@ -20,6 +24,15 @@ def rows(*flags):
 
 def numbers(row):
     return [float(cell.replace(",", "")) for cell in row if re.fullmatch(r"[\d.,]+", cell)]
+
+
+def test_every_run_is_one_that_the_scripts_accept():
+    """Flags that are gone, or that do not fit together, would be noticed only hours into the benchmark."""
+    for flags in (bench.TRAINING | bench.GROWTH | bench.SWEEP).values():
+        script, flags = (rl2_hyper, flags[1:]) if flags[0] == "rl2_hyper" else (varibad_hyper, flags)
+        args = script.parse_args(flags)
+        script.check_args(args)
+        assert args.total_timesteps // (args.num_envs * args.num_steps) > bench.WARM_UP
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Random command lines: parsed and accepted, or refused with exit status 2; never a traceback."""
 
 from dataclasses import fields
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -48,7 +49,7 @@ def command_lines(script):
 
 def plausible(script):
     """Flags with values of the right type, so that many command lines reach check_args."""
-    strategies = []
+    strategies, types = [], get_type_hints(script.Args)
     for field in fields(script.Args):
         name = f"--{field.name.replace('_', '-')}"
         if isinstance(field.default, bool):
@@ -61,8 +62,9 @@ def plausible(script):
             strategies.append(st.sampled_from(["0", "0.5", "1", "2", "nan", "inf"]).map(lambda v, n=name: [n, v]))
         elif isinstance(field.default, tuple):
             strategies.append(st.lists(st.sampled_from(["0", "8", "-1"]), max_size=3).map(lambda v, n=name: [n, *v]))
-        elif hasattr(field.type, "__args__") and isinstance(field.default, str):
-            strategies.append(st.sampled_from(field.type.__args__).map(lambda v, n=name: [n, v]))
+        elif isinstance(field.default, str) and (choices := get_args(types[field.name])):
+            strategies.append(st.sampled_from(choices).map(lambda v, n=name: [n, v]))
+    assert len(strategies) >= len(fields(script.Args)) - 6  # all but names and paths
     return st.lists(st.one_of(strategies), max_size=6).map(lambda parts: sum(parts, []))
 
 

@@ -1,5 +1,6 @@
 """Tests of gridworld.py: Gymnasium's contract, the twins against each other, the rules against plain Python."""
 
+import json
 import random
 
 import gymnasium as gym
@@ -275,6 +276,34 @@ def test_goals_come_from_the_environments_own_generators():
     for columns in (slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)):  # each environment by itself
         assert (seeded[:, columns] != draw_goals(5, 0)[:, columns]).any()
         assert (unseeded[:, columns] != again[:, columns]).any()
+
+
+def test_a_saved_state_continues():
+    """Another environment that loads it, after a way through JSON, takes the same steps and draws the same goals."""
+    envs, other = GridWorldVectorEnv(5), GridWorldVectorEnv(5)
+    envs.reset(seed=1)
+    other.reset(seed=2)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        envs.step(rng.integers(5, size=5))
+    envs.reset(options={"reset_mask": np.array([True, False, False, True, False])})
+    envs.step(rng.integers(5, size=5))
+    state = json.loads(json.dumps(envs.state_dict()))  # plain values
+
+    futures = []
+    for vector in (envs, other):  # the first one goes on, which must not touch the state
+        vector.load_state_dict(state)
+        rng = np.random.default_rng(1)
+        future = []
+        for _ in range(100):
+            step = vector.step(rng.integers(5, size=5))
+            future += [*step[:4], vector.tasks.copy(), vector.elapsed.copy()]
+            if step[2].any():
+                future.append(vector.reset(options={"reset_mask": step[2]})[0])
+        futures.append(future)
+    assert len(futures[0]) == len(futures[1]) > 600
+    for one, two in zip(*futures, strict=True):
+        np.testing.assert_array_equal(one, two, strict=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """Tests of hyperinit.py: the layers against slow loops, every initialiser against its definition.
 
 Letters as in hyperinit.py: B batch, K = d_k embedding features, d_j fan-in, d_i fan-out, P = d_i d_j, f a base init.
-Layers are filled with NaN before they are initialised, so that an entry which the initialiser forgets is seen.
+Layers are filled with NaN before they are initialised, so that an entry that an initialiser forgets shows up.
 """
 
 import math
+import re
 from functools import partial
 
 import pytest
@@ -132,6 +133,30 @@ def test_one_hot_without_bias_is_separate_networks():
             optimiser.step()
 
 
+@pytest.mark.parametrize("layer_class", [HyperLinear, FilmLinear])
+def test_layer_prints_its_sizes_like_nn_linear(layer_class):
+    sizes = {"in_features": 4, "out_features": 3, "embedding_features": 5}
+    layer = layer_class(**sizes)
+    assert repr(layer) == f"{layer_class.__name__}(in_features=4, out_features=3, embedding_features=5)"
+    assert {name: getattr(layer, name) for name in sizes} == sizes
+    assert repr(nn.Linear(4, 3)).startswith("Linear(in_features=4, out_features=3, ")
+
+
+@pytest.mark.parametrize("layer_class", [HyperLinear, FilmLinear])
+def test_embedding_without_the_appended_one_is_refused_with_the_fix(layer_class):
+    layer, inputs, x = blank(layer_class(4, 3, 10)), torch.randn(6, 4), torch.randn(6, 10)
+    for columns in (10, 12, 1):
+        with pytest.raises(ValueError) as error:
+            layer(inputs, torch.randn(6, columns))
+        assert str(error.value) == (
+            f"the embedding has {columns} columns, but this layer takes 11: "
+            "append a 1 to the 10 features, F.pad(x, (0, 1), value=1.0)."
+        )
+    code = re.search(r"F\.pad\(.*\)", str(error.value))[0]
+    exactly(eval(code, {"F": F, "x": x}), with_one(x))
+    assert layer(inputs, with_one(x)).shape == (6, 3)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Schemes that are defined by a distribution of the head
 
@@ -252,8 +277,8 @@ F_PAIRS = [(nn.init.xavier_uniform_, nn.init.normal_), (nn.init.orthogonal_, nn.
 
 @pytest.mark.parametrize("f_weight, f_bias", F_PAIRS)
 def test_bias_hyperinit_gives_every_embedding_the_same_draw(f_weight, f_bias):
-    torch.manual_seed(1)
     layer = blank(HyperLinear(5, 7, 4))
+    torch.manual_seed(1)
     init_hyper_linear_(layer, "bias", f_weight, f_bias, GAIN)
     torch.manual_seed(1)
     weight, bias = drawn(f_weight, 7, 5), drawn(f_bias, 7, 1)
@@ -271,8 +296,8 @@ def test_bias_hyperinit_gives_every_embedding_the_same_draw(f_weight, f_bias):
 
 @pytest.mark.parametrize("f_weight, f_bias", F_PAIRS)
 def test_weight_hyperinit_gives_one_hot_k_the_kth_draw(f_weight, f_bias):
-    torch.manual_seed(1)
     layer = blank(HyperLinear(5, 7, 4))
+    torch.manual_seed(1)
     init_hyper_linear_(layer, "weight", f_weight, f_bias, GAIN)
     torch.manual_seed(1)
     weights = torch.stack([drawn(f_weight, 7, 5) for _ in range(4)])
@@ -296,8 +321,8 @@ def test_normc_rows_have_length_gain(kwargs, length):
 
 
 def test_film_bias_hyperinit_is_the_plain_layer():
-    torch.manual_seed(1)
     layer = blank(FilmLinear(5, 7, 4))
+    torch.manual_seed(1)
     init_film_linear_(layer, "bias", nn.init.xavier_uniform_)
     torch.manual_seed(1)
     weight = drawn(nn.init.xavier_uniform_, 7, 5)

@@ -9,7 +9,17 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from varibad_hyper import Agent, Args, MetaEpisodes, load_model, main, make_envs, parse_args, policy_loss, value_loss
+from varibad_hyper import (
+    Agent,
+    MetaEpisodes,
+    load_agent,
+    main,
+    make_args,
+    make_envs,
+    parse_args,
+    policy_loss,
+    value_loss,
+)
 
 torch.set_num_threads(1)
 NUM_TASKS, D, A = 4, 3, 5
@@ -44,7 +54,7 @@ class SeparatePolicies(nn.Module):
 
 def make_agent(discrete, **changes):
     torch.manual_seed(0)
-    args = Args(env="Grid-World", embedding="one-hot", state_features=0, base_layers=(6, 7), **changes)
+    args = make_args(embedding="one-hot", state_features=0, base_layers=(6, 7), **changes)
     envs = SimpleNamespace(obs_dim=D, action_dim=A, discrete=discrete, all_tasks=np.zeros((NUM_TASKS, 2)))
     return Agent(envs, args).double()
 
@@ -58,11 +68,12 @@ def train(agent, updates=6, batch=24):
         obs, embedding = torch.randn(batch, D).double(), torch.eye(NUM_TASKS).double()[tasks]
         action = torch.randint(A, (batch,)) if agent.discrete else torch.randn(batch, A).double()
         old, advantages, returns = torch.randn(3, batch).double()
-        _, logprob, entropy, value = agent.get_action_and_value(obs, embedding, action)
+        dist, value = agent(obs, embedding)
+        logprob = dist.log_prob(action)
         logratio = logprob - logprob.detach() + 0.01 * old
         loss = policy_loss(logratio, advantages, 0.05) + 0.5 * value_loss(value, value.detach(), returns, 0.05)
         optimizer.zero_grad()
-        (loss - 0.01 * entropy.mean()).backward()
+        (loss - 0.01 * dist.entropy().mean()).backward()
         nn.utils.clip_grad_norm_(agent.policy.parameters(), 0.5)
         optimizer.step()
 
@@ -72,8 +83,7 @@ def test_a_linear_hypernetwork_without_bias_is_a_policy_per_task(discrete):
     """Section 4.1 of the paper: from the same draws, the same parameters after training, slice by slice."""
     hyper, separate = (make_agent(discrete, init="weight", hyper_bias=False) for _ in range(2))
     policies = SeparatePolicies(separate.policy.actor, separate.policy.critic)
-    if not discrete:
-        policies.log_std = nn.Parameter(torch.zeros(A).double())
+    policies.log_std = None if discrete else nn.Parameter(torch.zeros(A).double())
     separate.policy = policies
     before = [stack.weight.clone() for stack in (*hyper.policy.actor, *hyper.policy.critic)]
     train(hyper)
@@ -83,6 +93,9 @@ def test_a_linear_hypernetwork_without_bias_is_a_policy_per_task(discrete):
             for layer, stack in zip(net[::2], stacks, strict=True):
                 assert_close(stack.weight[task], layer.weight)
                 assert_close(stack.bias[task, :, 0], layer.bias)
+    if not discrete:
+        assert policies.log_std.abs().min() > 1e-3
+        assert_close(hyper.policy.log_std, policies.log_std)
     for old, stack in zip(before, (*hyper.policy.actor, *hyper.policy.critic), strict=True):
         assert ((stack.weight - old)[:-1].flatten(1).abs().max(dim=1).values > 1e-3).all()  # every task has learned
         assert not stack.weight[-1].any() and not stack.bias[-1].any()  # and there is no bias
@@ -126,8 +139,9 @@ def test_knowing_the_task_makes_it_better(tmp_path, monkeypatch, flags):
     floor = 0.5 if flags == "--arch film" else 0.7  # FiLM learns more slowly
     assert evaluation["episodic_return_ep1"]["mean"] > floor * best  # no search is needed
     assert evaluation["episodic_return_ep1"]["mean"] == pytest.approx(evaluation["episodic_return_ep4"]["mean"])
-    agent, _, _ = load_model(str(folder / "model.pt"), "Grid-World")
-    assert agent.vae is None
+    for path in folder, folder / "model.pt":
+        agent, envs = load_agent(str(path))
+        assert agent.vae is None and envs.num_envs == 8
 
 
 def test_cheetah_runs_and_is_evaluated_on_both_directions(tmp_path):
@@ -136,3 +150,6 @@ def test_cheetah_runs_and_is_evaluated_on_both_directions(tmp_path):
     result = json.loads((folder / "result.json").read_text())
     assert result["evaluation"]["meta_episodic_return"]["count"] == 4
     assert result["args"]["embedding"] == "one-hot"
+    agent, envs = load_agent(str(folder))
+    np.testing.assert_array_equal(np.unique(envs.all_tasks), [-1, 1])
+    assert agent.initial_belief(envs).shape == (4, 2)

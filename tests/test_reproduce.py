@@ -1,7 +1,9 @@
 """reproduce.py: the run lists against the paper, the statistics by hand, whole sweeps, and the kept results."""
 
+import fcntl
 import json
 import math
+import os
 import re
 import shlex
 import signal
@@ -342,13 +344,24 @@ def test_mean_curve_by_hand():
     np.testing.assert_allclose(reproduce.mean_curve(rows), [[10, 2.0, 1.0], [20, 2.0, 0.0]])
 
 
-def test_curve_table_by_hand():
+def test_mean_curve_of_rows_with_and_without_the_point_before_training():
+    """Rows of older versions begin with the first evaluation after an update."""
+    run = Run("Grid-World", "bias", 1, 20)
+    new = [fake_row(run, 0, curve=json.dumps([[0, start], [10, 1.0], [20, 2.0]])) for start in (-3.0, -1.0)]
+    np.testing.assert_allclose(reproduce.mean_curve(new), [[0, -2.0, 1.0], [10, 1.0, 0.0], [20, 2.0, 0.0]])
+    old = fake_row(run, 0, curve=json.dumps([[10, 3.0], [20, 2.0]]))
+    np.testing.assert_allclose(reproduce.mean_curve([new[0], old]), [[10, 2.0, 1.0], [20, 2.0, 0.0]])
+
+
+@pytest.mark.parametrize("before_training", [(), ("standard", "bias"), ("standard", "bias", "rl2")])
+def test_curve_table_by_hand(before_training):
     """Quarters of what all curves have, bold by column; RL2 stands beside, however good."""
     runs = [Run("Grid-World", method, seed, 80) for method in ("standard", "bias", "rl2") for seed in (1, 2, 3)]
     rows = {}
     for run in runs:
         slope = run.seed + {"standard": 0, "bias": 9, "rl2": 19}[run.method]
         curve = [[step, slope * step / 10 if step > 20 else run.seed] for step in range(10, 90, 10)]
+        curve = [[0, -3.0], *curve] if run.method in before_training else curve
         rows[shlex.join(run.command)] = fake_row(run, 0, curve=json.dumps(curve))
     lines = reproduce.make_curve_table(rows, runs, "Grid-World").splitlines()
     assert lines == [
@@ -358,6 +371,16 @@ def test_curve_table_by_hand():
         "| Bias-HyperInit | **2.0 ± 0.6** | **44.0 ± 2.3** | **66.0 ± 3.5** | **88.0 ± 4.6** |",
         "| RL2, Bias-HyperInit | 2.0 ± 0.6 | 84.0 ± 2.3 | 126.0 ± 3.5 | 168.0 ± 4.6 |",
     ]
+
+
+def test_curve_table_has_no_column_before_training():
+    """Not even where it is the evaluation next to a quarter."""
+    rows, runs = {}, [Run("Grid-World", "bias", seed, 100) for seed in (1, 2, 3)]
+    for run in runs:
+        rows[shlex.join(run.command)] = fake_row(run, 0, curve=json.dumps([[0, -3.0], [60, run.seed], [100, 9.0]]))
+    header, _, line = reproduce.make_curve_table(rows, runs, "Grid-World").splitlines()
+    assert header == "| Grid-World, after | 60 frames | 60 frames | 60 frames | 100 frames |"
+    assert line == "| Bias-HyperInit |" + " 2.0 ± 0.6 |" * 3 + " 9.0 ± 0.0 |"
 
 
 @pytest.mark.parametrize("target", ["figure1", "figure3"])
@@ -454,13 +477,15 @@ def test_sweep_with_a_run_that_fails_and_one_that_is_interrupted(executor, tmp_p
     while not list(folder.glob("*/checkpoint.pt")) and time.time() < deadline:
         time.sleep(0.02)
     (stopped,) = [path.parent for path in folder.glob("*/checkpoint.pt")]
-    subprocess.run(["pkill", "-KILL", "-f", "--", f"--runs-dir {folder}"], check=True)
+    found = subprocess.run(["pgrep", "-f", "--", f"--runs-dir {folder}"], capture_output=True, text=True, check=True)
+    for number in found.stdout.split():
+        os.kill(int(number), signal.SIGKILL)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
     assert f"again: {killed.name}" in out and f"failed: {broken.name}" in out
     assert f"again: {broken.name}" not in out  # refused: another try is of no use
     assert f"failed: {broken.name}: " in err and f"again: python varibad_hyper.py --resume {damaged.parent}" in err
-    assert "is not a checkpoint of varibad_hyper.py" in err
+    assert "is damaged, or not of this version of varibad_hyper.py" in err
     rows, lines = read_csv(tmp_path)
     assert lines == len(rows) == 3
     assert {(row["method"], row["seed"]) for row in rows} == {("standard", "1"), ("bias", "1"), ("bias", "2")}
@@ -473,9 +498,10 @@ def test_sweep_with_a_run_that_fails_and_one_that_is_interrupted(executor, tmp_p
     wanted = direct_result(tmp_path, killed)
     assert float(row["return"]) == wanted["evaluation"]["meta_episodic_return"]["mean"]
     assert json.loads(row["curve"]) == [list(point) for point in wanted["eval_history"]]
-    assert json.loads(row["args"]) == {
-        name: value for name, value in wanted["args"].items() if name not in ("runs_dir", "resume", "evaluate")
-    }
+    assert [frames for frames, _ in json.loads(row["curve"])] == [0, FRAMES]  # before training and at the end
+    own = ("runs_dir", "exp_name", "resume", "evaluate")
+    assert json.loads(row["args"]) == {name: value for name, value in wanted["args"].items() if name not in own}
+    assert reproduce.frames_so_far(folder) == FRAMES
     assert int(row["parameters"]) == wanted["parameters"]["total"]
     assert row["python"] == sys.version.split()[0] and json.loads(row["versions"])["torch"] and row["machine"]
 
@@ -525,6 +551,7 @@ def test_a_cluster_that_loses_a_node_finishes_every_run_once(tmp_path):
     """Two nodes of one core; the second goes away in the middle of its first run."""
     from ray.cluster_utils import Cluster
 
+    handler = signal.getsignal(signal.SIGTERM)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         node = cluster.add_node(num_cpus=1)
@@ -544,6 +571,7 @@ def test_a_cluster_that_loses_a_node_finishes_every_run_once(tmp_path):
         out, err = process.communicate(timeout=400)
     finally:
         cluster.shutdown()
+        signal.signal(signal.SIGTERM, handler)  # Ray leaves its own
     assert process.returncode == 0, err
     assert "again: " in out, out  # what the node had was lost
     rows, lines = read_csv(tmp_path)
@@ -585,6 +613,31 @@ def test_two_that_want_the_same_run_do_not_both_do_it(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "run").glob("*/")] == ["x__1"]  # and did not start it again
     assert (row["return"], row["return_stderr"], row["env"]) == ("1.0", "0.5", "Walker")
     assert row["commit"] and row["machine"]
+
+
+@pytest.mark.slow
+def test_a_run_that_someone_resumes_by_hand_is_not_written_to(tmp_path, capsys):
+    """The script's own lock, in its own folder, refuses it; and that is free again once the sweep has ended."""
+    run = Run("Grid-World", "bias", 1, FRAMES)
+    args = local_args(tmp_path, seeds=(1,), total_timesteps=float(FRAMES))
+    reproduce.main(args)
+    (result,) = (tmp_path / "runs" / run.name).glob("*/result.json")
+    assert {path.parent for path in tmp_path.glob("runs/**/lock")} == {result.parent, result.parent.parent}
+    whole = json.loads(result.read_text())
+    result.unlink()  # as if it had been stopped at its last checkpoint
+    capsys.readouterr()
+    with open(result.parent / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(SystemExit) as exit_:
+            reproduce.main(args)
+    out, err = capsys.readouterr()
+    assert exit_.value.code == 1 and "again: Grid" not in out  # it does not help to try at once
+    assert f"another process is training in {result.parent}: wait until it ends, or stop it." in err
+    reproduce.main(args)
+    again = json.loads(result.read_text())
+    assert [again[name] for name in ("evaluation", "eval_history")] == [
+        whole[name] for name in ("evaluation", "eval_history")
+    ]
 
 
 def local_args(tmp_path, **more):
@@ -660,15 +713,19 @@ def test_refused_arguments_are_not_tried_again(tmp_path, monkeypatch, capsys):
     assert exit_.value.code == 1
     out, err = capsys.readouterr()
     assert "again: Grid" not in out
-    assert "exit status 2" in err and "--gamma is 2.0: it must be at most 1." in err
+    assert "exit status 2" in err and "--gamma is 2.0: it must be more than 0, and at most 1." in err
     assert not list((tmp_path / "results").glob("*.png"))
 
 
 def test_progress_of_a_run_is_read_from_its_log(tmp_path):
     assert reproduce.frames_so_far(tmp_path) == 0
-    (tmp_path / "log.txt").write_text(
-        "x iterations of 16 x 60 = 960 frames on cpu\n48,000 frames: meta\r96,000 frames: m"
-    )
+    log = "x iterations of 16 x 60 = 960 frames on cpu\n0 frames: meta-episode return -3.25\r"
+    (tmp_path / "log.txt").write_text(log)
+    assert reproduce.frames_so_far(tmp_path) == 0
+    log += "48,000 frames: meta\r96,000 frames: m"
+    (tmp_path / "log.txt").write_text(log)
+    assert reproduce.frames_so_far(tmp_path) == 96_000
+    (tmp_path / "log.txt").write_text(f"{log}\nfinished: meta-episode return 3.00\nlook: tensorboard --logdir 7 frames")
     assert reproduce.frames_so_far(tmp_path) == 96_000
     (tmp_path / "log.txt").write_text("\n a\r b\n\nc\nd\re \nf\n")
     assert reproduce.last_lines(tmp_path / "log.txt", 3) == "    c\n    e\n    f"
@@ -707,15 +764,19 @@ def test_rows_after_a_full_disk(left, tmp_path):
 # --- What is kept
 
 
+GONE = {"compile": False, "norm_clip": 10.0, "torch_threads": 1}  # flags of older versions: what is now always so
+
+
 def test_kept_rows_are_what_their_commands_give_today():
     rows = reproduce.read_rows(ROOT / "results")
     assert len(rows) >= 124
     for command, row in rows.items():
         script, *flags = shlex.split(command)
         args = SCRIPTS[script].parse_args(flags)
-        today = json.loads(json.dumps(vars(args)))
+        assert args.threads == 1
+        today = json.loads(json.dumps(vars(args))) | GONE
         for name, value in json.loads(row["args"]).items():
-            if name != "save_model":  # changes no result
+            if name not in ("save_model", "env_workers"):  # change no result
                 assert today[name] == value, (command, name)
         total = row["frames"], row["curve"]
         assert json.loads(total[1])[-1][0] == int(total[0]) <= args.total_timesteps

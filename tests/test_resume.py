@@ -1,6 +1,8 @@
 """No run is lost: exact resume, kills at any moment, full disks, damaged and hostile files, physics that blows up."""
 
 import errno
+import fcntl
+import gc
 import io
 import itertools
 import json
@@ -11,10 +13,12 @@ import random
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 import traceback
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +39,14 @@ MUJOCO = ["Cheetah-Dir", "Walker", "Ant-Dir", "Humanoid"]
 SHORT = "--num-envs 4 --num-steps 37 --learning-starts 0 --save-model --eval-interval 2 --num-minibatches 2"
 SHORT = [*SHORT.split(), "--eval-tasks", "3", "--no-cuda"]
 ITERATIONS = 6
+
+
+@pytest.fixture(autouse=True)
+def hang_up_counts():
+    """Also where the tests themselves run under nohup."""
+    handler = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, handler)
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +94,11 @@ def stop_at(script, at, runs_dir, *flags, number=signal.SIGTERM):
     return folder
 
 
+def iteration_of(folder):
+    """How far the checkpoint of a run's folder is; it must be whole."""
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["run"]["iteration"]
+
+
 def points(folder):
     """Every scalar as a list of (step, value), so that a doubled point shows; of SPS, which takes time, the steps."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
@@ -96,7 +113,7 @@ def check_same(folder, expected):
     assert model.keys() == expected_model.keys()
     assert [name for name in model if not torch.equal(model[name], expected_model[name])] == []
     result, expected_result = (json.loads((run / "result.json").read_text()) for run in (folder, expected))
-    for name in ("evaluation", "eval_history", "frames", "blow_ups", "parameters"):
+    for name in ("evaluation", "eval_history", "frames", "blow_ups", "eval_blow_ups", "parameters"):
         assert result[name] == expected_result[name]
     series, expected_series = points(folder), points(expected)
     assert series.keys() == expected_series.keys()
@@ -105,8 +122,11 @@ def check_same(folder, expected):
     assert not list(folder.glob("*.new"))
 
 
-def forked(function, stderr=os.devnull, kill_after=None, timeout=60):
-    """The exit status of function() in a child of this process, which has imported everything; -9: killed."""
+def forked(function, stderr=os.devnull, kill_after=None, timeout=60, wait=True):
+    """The exit status of function() in a child of this process, which has imported everything; -9: killed.
+
+    Without `wait` a function that waits for it.
+    """
     pid = os.fork()
     if pid == 0:
         status = 99
@@ -122,16 +142,20 @@ def forked(function, stderr=os.devnull, kill_after=None, timeout=60):
             sys.stderr.flush()
             os._exit(status)
     socket.gethostname()  # the child has used this one
-    deadline = time.monotonic() + (timeout if kill_after is None else kill_after)
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert kill_after is not None, f"the run hangs: {Path(stderr).read_text()}"
-    return status
+
+    def wait_for_it():
+        deadline = time.monotonic() + (timeout if kill_after is None else kill_after)
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.002)
+        os.kill(pid, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert kill_after is not None, f"the run hangs: {Path(stderr).read_text()}"
+        return status
+
+    return wait_for_it() if wait else wait_for_it
 
 
 def kill_me():
@@ -166,20 +190,21 @@ def test_resumed_run_is_the_uninterrupted_one(script, flags, tmp_path):
     steps = script.parse_args(flags_of(script, tmp_path, flags)).num_steps
     at = random.Random(f"{script.__name__} {flags}").randrange(2 * steps, 5 * steps)  # in iteration 3, 4 or 5 of 6
     folder = stop_at(script, at, tmp_path / "stopped", *flags)
-    stopped_at = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert stopped_at["iteration"] == at // steps + 1  # the iteration was completed
+    assert iteration_of(folder) == at // steps + 1  # the iteration was completed
     if script is varibad_hyper:
-        assert len(stopped_at["buffer"]["finished"]) > 0  # so that the VAE's optimiser has a past
+        checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+        assert len(checkpoint["buffer"]["finished"]) > 0  # so that the VAE's optimiser has a past
     resume(script, folder)
     check_same(folder, expected)
 
 
 @pytest.mark.slow
 @both_scripts
-def test_more_frames_continue_a_finished_run(script, tmp_path):
-    """As one that was longer from the start, but for the evaluation at the end of the first part."""
-    expected = train(script, tmp_path / "whole", "--eval-interval", "1")
-    folder = train(script, tmp_path / "parts", "--eval-interval", "1", iterations=3)
+@pytest.mark.parametrize("first", [3, 4])
+def test_more_frames_continue_a_finished_run(script, first, tmp_path):
+    """As one that was longer from the start; the long run has an evaluation after 4 iterations, but none after 3."""
+    expected = train(script, tmp_path / "whole")
+    folder = train(script, tmp_path / "parts", iterations=first)
     resume(script, folder, "--total-timesteps", str(4 * 37 * ITERATIONS))
     check_same(folder, expected)
 
@@ -198,25 +223,166 @@ def test_contradicting_flags_are_refused(script, tmp_path, capsys):
         f"--runs-dir {tmp_path / 'other'}",
         "--evaluate model.pt",
         "--total-timesteps 148",
-        "--cuda",
+        "--exp-name other",
+        "--eval-tasks 4",
     ):
         refused(script, capsys, ["--resume", str(folder), *flags.split()], flags.split()[0])
-    resume(script, folder, "--seed", "1", "--num-envs", "4", "--env-workers", "2")  # the same, and another machine
+    resume(script, folder, "--seed", "1", "--num-envs", "4", "--cuda")  # the same, and another machine
+
+
+def changed_arguments(folder, expected):
+    """Names of the arguments that differ between the results of two runs."""
+    args, others = (json.loads((run / "result.json").read_text())["args"] for run in (folder, expected))
+    return {name for name in args if args[name] != others[name]} - {"runs_dir", "resume"}
+
+
+@pytest.mark.slow
+@both_scripts
+def test_number_of_threads_may_change(script, tmp_path, monkeypatch):
+    """Physics and updates get them. Sums of torch's threads may differ in their last bits, so torch has only one."""
+    expected, asked = train(script, tmp_path / "whole", "--env", "Cheetah-Dir"), []
+    folder = stop_at(script, 3 * 37, tmp_path / "stopped", "--env", "Cheetah-Dir")
+    monkeypatch.setattr(script.torch, "set_num_threads", asked.append)
+    make_pool = script.ThreadPoolExecutor
+    monkeypatch.setattr(script, "ThreadPoolExecutor", lambda workers: asked.append(-workers) or make_pool(workers))
+    resume(script, folder, "--threads", "2")
+    check_same(folder, expected)
+    assert changed_arguments(folder, expected) == {"threads"} and {-2, 1, 2} == set(asked)
+
+
+@both_scripts
+def test_model_may_be_saved_after_all(script, tmp_path):
+    expected = train(script, tmp_path / "whole")
+    folder = stop_at(script, 3 * 37, tmp_path / "stopped", "--no-save-model")
+    resume(script, folder, "--save-model")
+    check_same(folder, expected)
+    assert not changed_arguments(folder, expected)
+
+
+@pytest.mark.slow
+@both_scripts
+def test_tracking_may_begin_later(script, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    expected = train(script, tmp_path / "whole")
+    folder = stop_at(script, 3 * 37, tmp_path / "stopped")
+    status, error = run_script(script, "", "--resume", str(folder), "--track", "--wandb-project-name", "other")
+    assert status == 0, error
+    check_same(folder, expected)
+    assert changed_arguments(folder, expected) == {"track", "wandb_project_name"}
+    assert len(list(folder.glob("wandb/offline-run-*/*.wandb"))) == 1
 
 
 @both_scripts
 def test_finished_and_missing_runs_are_refused(script, tmp_path, capsys):
-    folder = train(script, tmp_path, iterations=2)
-    before = (folder / "checkpoint.pt").read_bytes()
-    refused(script, capsys, ["--resume", str(folder)], "is finished: give a larger --total-timesteps")
-    assert (folder / "checkpoint.pt").read_bytes() == before
+    """And a finished run keeps all that it has."""
+    folder = train(script, tmp_path, "--eval-interval", "0", iterations=2)
+    before = contents(folder)
+    assert {"checkpoint.pt", "model.pt", "result.json"} < before.keys()
+    one_more = ["--total-timesteps", str(2 * 148 + 1)]  # not enough for another iteration
+    for flags, words in (
+        ([], "is finished: give a larger --total-timesteps"),
+        (one_more, "is finished: give a larger --total-timesteps"),
+        (["--seed", "2"], "--seed 2 contradicts"),
+        (["--total-timesteps", "148"], "--total-timesteps 148 contradicts"),
+    ):
+        refused(script, capsys, ["--resume", str(folder), *flags], words)
+        assert contents(folder) == before
+    more = ["--total-timesteps", str(3 * 148)]
+    with open(folder / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused(script, capsys, ["--resume", str(folder), *more], f"another process is training in {folder}")
+    assert contents(folder) == before
+    flip_bit(folder / "checkpoint.pt", 0.5)
+    damaged = contents(folder)
+    refused(script, capsys, ["--resume", str(folder), *more], "checkpoint.pt is damaged")
+    assert contents(folder) == damaged and damaged["result.json"] == before["result.json"]
+
+    (folder / "checkpoint.pt").unlink()
+    refused(script, capsys, ["--resume", str(folder), *more], f"cannot read {folder / 'checkpoint.pt'}")  # but model.pt
     refused(script, capsys, ["--resume", str(tmp_path / "missing")], f"cannot read {tmp_path / 'missing'}")
     refused(script, capsys, ["--resume", str(tmp_path)], "cannot read")  # not a run's folder
+
+
+def contents(folder):
+    """Every file of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def flip_bit(path, where):
+    """Flips one bit of a tensor in a file of torch, in the given part (0 to 1) of all its tensors' bytes."""
+    with zipfile.ZipFile(path) as file:
+        tensors = [record for record in file.infolist() if "/data/" in record.filename and record.file_size]
+    left = int(where * sum(record.file_size for record in tensors))
+    record = next(record for record in tensors if (left := left - record.file_size) < 0)
+    data = bytearray(path.read_bytes())
+    header = record.header_offset  # 30 bytes, then the name and the extra field, whose lengths it ends with
+    start = header + 30 + sum(struct.unpack_from("<HH", data, header + 26))
+    data[start + record.file_size + left] ^= 1 << 4
+    path.write_bytes(data)
+
+
+@both_scripts
+def test_second_process_on_a_folder_is_refused(script, tmp_path):
+    """While a run goes on, new or resumed: the other one ends with a sentence, and the run is as if nothing was."""
+    expected = train(script, tmp_path / "whole")
+    stderr, statuses = tmp_path / "stderr", []
+
+    def intrude():
+        (folder,) = (tmp_path / "runs").iterdir()
+        before = {name: data for name, data in contents(folder).items() if not name.startswith("events")}
+        for flags in [], ["--total-timesteps", "2000"]:
+            statuses.append(forked(lambda flags=flags: resume(script, folder, *flags), stderr))
+            sentence = f"error: another process is training in {folder}: wait until it ends, or stop it.\n"
+            assert stderr.read_text() == sentence
+        assert before.items() <= contents(folder).items()  # and TensorBoard's file, whose thread writes when it likes
+        assert len(list(folder.iterdir())) == len(before) + 1 + iteration_of(folder) // 3  # one of each start
+
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(script, patch, 37 + 5, intrude)
+        at_step(script, patch, 3 * 37, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            train(script, tmp_path / "runs")
+    (folder,) = (tmp_path / "runs").iterdir()
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(script, patch, 5, intrude)
+        resume(script, folder)
+    assert statuses == 4 * [2]
+    check_same(folder, expected)
+
+
+@both_scripts
+def test_resumed_run_lets_go_of_its_old_checkpoint(script, tmp_path):
+    """It is neither open nor mapped into memory, so that its space is free once the next one takes its place.
+
+    The next one is written beside it, to a file that has the process in its name.
+    """
+    folder = stop_at(script, 3 * 37, tmp_path)
+    seen, replace = [], os.replace
+
+    def look():
+        mapped = Path("/proc/self/maps").read_text()
+        links = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()]
+        seen.append(str(folder / "lock") in links)  # which shows that an open file would be seen
+        assert "checkpoint.pt" not in mapped and not [link for link in links if "checkpoint.pt" in link]
+
+    def watched_replace(source, target):
+        seen.append(Path(source))
+        replace(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(script, patch, 3, look)
+        patch.setattr(script.os, "replace", watched_replace)
+        resume(script, folder)
+    assert seen[0] is True
+    names = ("checkpoint.pt", "model.pt", "result.json")
+    assert seen[1:] == [folder / f"{name}.{os.getpid()}.new" for name in names]
 
 
 def refused(script, capsys, flags, words):
     """Exit status 2, and one sentence on stderr, nothing else."""
     capsys.readouterr()
+    gc.collect()  # the lock of an earlier call, which a process would have let go of as it ended
     with pytest.raises(SystemExit) as stop:
         script.main(script.parse_args(flags))
     error = capsys.readouterr().err
@@ -287,7 +453,7 @@ def test_thirty_kills_change_nothing(script, tmp_path):
         kills += 1
         inside += where == "half"
         (folder,) = runs_dir.iterdir()
-        reached.append(torch.load(folder / "checkpoint.pt", weights_only=True)["iteration"])  # it is whole
+        reached.append(iteration_of(folder))
     assert inside >= 5 and reached == sorted(reached) and 30 < reached[-1] < iterations
     patch = pytest.MonkeyPatch()
     patch.setattr(socket, "gethostname", lambda: f"start{kills:05d}")
@@ -332,7 +498,7 @@ def test_killed_around_every_file(script, tmp_path):
 
 @pytest.mark.slow
 @both_scripts
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 def test_signal_leaves_a_checkpoint_and_a_sentence(script, number, tmp_path):
     flags = flags_of(script, tmp_path / "stopped", ["--eval-interval", "0"], iterations=400)
     process = subprocess.Popen(
@@ -346,10 +512,10 @@ def test_signal_leaves_a_checkpoint_and_a_sentence(script, number, tmp_path):
     _, error = process.communicate(timeout=60)
     (folder,) = (tmp_path / "stopped").iterdir()
     assert process.returncode == 128 + number
-    assert f"stopped by {number.name} after iteration " in error and f"go on with --resume {folder}." in error
-    assert "Traceback" not in error and error.count("stopped by") == 1
-    iteration = torch.load(folder / "checkpoint.pt", weights_only=True)["iteration"]
-    assert 0 < iteration < 400
+    assert f"stopped by {number.name} after iteration " in error and "Traceback" not in error
+    assert error.endswith(f": continue with\npython {script.__name__}.py --resume {folder}\n")
+    assert error.count("stopped by") == 1
+    assert 0 < (iteration := iteration_of(folder)) < 400
     # The rest would take long: the next 3 iterations stand for it.
     shorter = ["--total-timesteps", str(148 * (iteration + 3))]
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
@@ -358,6 +524,123 @@ def test_signal_leaves_a_checkpoint_and_a_sentence(script, number, tmp_path):
     resume(script, folder)
     expected = train(script, tmp_path / "whole", "--eval-interval", "0", iterations=iteration + 3)
     check_same(folder, expected)
+
+
+def at_evaluation_step(script, patch, at, action):
+    """Calls action() in the evaluations' at-th step (the training has 4 environments)."""
+    calls, step = itertools.count(), script.MetaEpisodes.step
+
+    def counting_step(self, actions):
+        if self.num_envs != 4 and next(calls) == at:
+            action()
+        return step(self, actions)
+
+    patch.setattr(script.MetaEpisodes, "step", counting_step)
+
+
+@pytest.mark.slow
+@both_scripts
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize("evaluation", [0, 1, 2])
+def test_signal_in_an_evaluation(script, number, evaluation, tmp_path):
+    """Of a single round of tasks: the evaluation ends, an iteration follows, then the run stops with a checkpoint."""
+    expected = train(script, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        at_evaluation_step(script, patch, 60 * evaluation + 20, lambda: signal.raise_signal(number))
+        with pytest.raises(SystemExit) as stop:
+            train(script, tmp_path / "stopped")
+    (folder,) = (tmp_path / "stopped").iterdir()
+    assert stop.value.code == 128 + number and not (folder / "result.json").exists()
+    assert iteration_of(folder) == 2 * evaluation + 1
+    resume(script, folder)
+    check_same(folder, expected)
+    frames = [step for step, _ in json.loads((folder / "result.json").read_text())["eval_history"]]
+    assert frames == [0, 2 * 148, 4 * 148, 6 * 148]
+
+
+@both_scripts
+def test_killed_after_an_evaluation(script, tmp_path):
+    """The evaluation is done again, and logged once."""
+    flags, stderr = ["--checkpoint-interval", "2"], tmp_path / "stderr"
+    expected = train(script, tmp_path / "whole", *flags)
+
+    def attempt():
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(script, patch, 2 * 37 + 10, flush_and_kill)
+            train(script, tmp_path / "killed", *flags)
+
+    def flush_and_kill():
+        time.sleep(0.2)
+        for log in gc.get_objects():
+            if isinstance(log, torch.utils.tensorboard.SummaryWriter):
+                log.flush()
+        kill_me()
+
+    assert forked(attempt, stderr) == -signal.SIGKILL, stderr.read_text()
+    (folder,) = (tmp_path / "killed").iterdir()
+    assert iteration_of(folder) == 2 and points(folder)["eval/meta_episodic_return"][-1][0] == 2 * 148
+    resume(script, folder)
+    check_same(folder, expected)
+
+
+@both_scripts
+def test_second_signal_stops_at_once(script, tmp_path):
+    """Without a checkpoint; the earlier one is there."""
+    stderr = tmp_path / "stderr"
+
+    def twice():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    def attempt():
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(script, patch, 40, twice)
+            train(script, tmp_path / "runs")
+
+    assert forked(attempt, stderr) == -signal.SIGTERM, stderr.read_text()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert iteration_of(folder) == 0
+    resume(script, folder)
+
+
+@both_scripts
+def test_hang_up_that_is_ignored_stops_nothing(script, tmp_path):
+    """As under nohup."""
+
+    def attempt():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(script, patch, 40, lambda: signal.raise_signal(signal.SIGHUP))
+            train(script, tmp_path / "runs")
+
+    assert forked(attempt, tmp_path / "stderr") == 0, (tmp_path / "stderr").read_text()
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 1
+
+
+@both_scripts
+def test_handlers_are_as_before(script, tmp_path):
+    """After a run that ends, is stopped or fails."""
+
+    def handle(number, frame):
+        raise AssertionError("no signal was sent")
+
+    def fail():
+        raise ZeroDivisionError
+
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        train(script, tmp_path / "whole", iterations=1)
+        assert [signal.getsignal(number) for number in numbers] == 3 * [handle]
+        stop_at(script, 40, tmp_path / "stopped")
+        assert [signal.getsignal(number) for number in numbers] == 3 * [handle]
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+            at_step(script, patch, 40, fail)
+            train(script, tmp_path / "failed")
+        assert [signal.getsignal(number) for number in numbers] == 3 * [handle]
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -397,8 +680,8 @@ def test_checkpoint_that_does_not_fit(script, tmp_path):
     status = forked(attempt, stderr)
     (folder,) = runs_dir.iterdir()
     check_full_disk(folder, status, stderr.read_text())
-    assert "the checkpoint could not be written" in stderr.read_text()
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["iteration"] == 2
+    assert "checkpoint.pt could not be written" in stderr.read_text()
+    assert iteration_of(folder) == 2
     resume(script, folder)
     check_same(folder, expected)
 
@@ -454,7 +737,7 @@ def test_disk_that_is_full_at_the_end(script, name, tmp_path):
 import os
 fsync = os.fsync
 def full(number):
-    if os.readlink(f"/proc/self/fd/{{number}}").endswith("{name}.new"):
+    if "/{name}." in os.readlink(f"/proc/self/fd/{{number}}"):
         raise OSError({errno.ENOSPC}, "No space left on device")
     fsync(number)
 os.fsync = full
@@ -462,7 +745,7 @@ os.fsync = full
     status, error = run_script(script, prelude, *flags_of(script, tmp_path / "full", []))
     (folder,) = (tmp_path / "full").iterdir()
     check_full_disk(folder, status, error)
-    assert not (folder / name).exists()
+    assert f"{name} could not be written" in error and not (folder / name).exists()
     resume(script, folder)
     check_same(folder, expected)
 
@@ -531,7 +814,22 @@ def test_damaged_checkpoints_are_refused(script, stopped_runs, tmp_path, capsys)
         (folder / "checkpoint.pt").write_bytes(content)
         refused(script, capsys, ["--resume", str(folder)], "checkpoint.pt")
         assert not trap.exists(), name
-        assert [path.name for path in folder.iterdir()] == ["checkpoint.pt"]
+        assert contents(folder).items() - {("lock", b"")} == {("checkpoint.pt", content)}
+
+
+@both_scripts
+@pytest.mark.parametrize("where", [0.001, 0.05, 0.3, 0.5, 0.8, 0.999])
+def test_flipped_bit_is_refused(script, where, stopped_runs, tmp_path, capsys):
+    """In a tensor: the file can be read and has the right shapes, only a value is another one."""
+    whole = (stopped_runs[script] / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(whole)
+    flip_bit(tmp_path / "checkpoint.pt", where)
+    damaged = (tmp_path / "checkpoint.pt").read_bytes()
+    assert sum(byte != other for byte, other in zip(damaged, whole, strict=True)) == 1
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True).keys()  # torch does not mind
+    for flags in ["--resume", str(tmp_path)], ["--evaluate", str(tmp_path / "checkpoint.pt"), "--eval-tasks", "2"]:
+        refused(script, capsys, flags, f"{tmp_path / 'checkpoint.pt'} is damaged")
+    assert contents(tmp_path).items() - {("lock", b"")} == {("checkpoint.pt", damaged)}
 
 
 @both_scripts
@@ -540,7 +838,7 @@ def test_damaged_models_are_refused(script, tmp_path, capsys):
     trap, path = tmp_path / "code ran", tmp_path / "damaged.pt"
     for name, content in damaged_files((folder / "model.pt").read_bytes(), trap).items():
         path.write_bytes(content)
-        refused(script, capsys, ["--evaluate", str(path)], "is not a model")
+        refused(script, capsys, ["--evaluate", str(path)], "damaged.pt")
         assert not trap.exists(), name
 
 
@@ -550,25 +848,27 @@ def test_checkpoint_of_the_other_script_is_refused(script, stopped_runs, capsys)
     refused(script, capsys, ["--resume", str(stopped_runs[other])], f"belongs to {other.__name__}.py")
 
 
+@pytest.mark.slow
 @both_scripts
 def test_checkpoints_with_holes_are_refused(script, stopped_runs, tmp_path, capsys):
     """A file that torch can read, but without one of its parts or with one of another shape or type."""
     whole = torch.load(stopped_runs[script] / "checkpoint.pt", weights_only=True)
-    faults = {f"without {name}": {k: v for k, v in whole.items() if k != name} for name in whole}
-    names = whole.keys() - {"cuda_rng"}  # which is not read without a GPU
+    names = whole.keys() - {"commit", "versions"}  # which are for people
+    faults = {f"without {name}": {k: v for k, v in whole.items() if k != name} for name in sorted(names)}
     faults |= {f"nothing as {name}": whole | {name: None} for name in sorted(names)}
     faults |= {f"text as {name}": whole | {name: "text"} for name in sorted(names)}
+    for part in sorted(names - {"script", "args"}):
+        holes = {name: {k: v for k, v in whole[part].items() if k != name} for name in whole[part]}
+        faults |= {f"without {name} of {part}": whole | {part: hole} for name, hole in holes.items()}
+    for name in sorted(whole["run"].keys() - {"cuda_rng"}):  # which is not read without a GPU
+        for value in (None, "text"):
+            faults[f"{value} as {name} of run"] = whole | {"run": whole["run"] | {name: value}}
     for name, value in ("num_envs", "four"), ("base_layers", 3), ("env", "Mars"), ("gamma", None):
         faults[f"{value} as --{name}"] = whole | {"args": whole["args"] | {name: value}}
-    faults |= {
-        f"{name} of another shape": whole | {name: torch.zeros(7)}
-        for name, value in whole.items()
-        if isinstance(value, torch.Tensor)
-    }
-    weight = next(name for name, value in whole["agent"].items() if value.dim() > 1)
-    faults["weight of another shape"] = whole | {"agent": whole["agent"] | {weight: torch.zeros(2, 2)}}
-    for name in whole["envs"]:
-        faults[f"without {name} of envs"] = whole | {"envs": {k: v for k, v in whole["envs"].items() if k != name}}
+    for part in sorted(names - {"script", "args"}):
+        for name, value in whole[part].items():
+            if isinstance(value, torch.Tensor):
+                faults[f"{name} of {part} of another shape"] = whole | {part: whole[part] | {name: torch.zeros(7, 7)}}
     for number, (name, fault) in enumerate(faults.items()):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -629,13 +929,14 @@ def test_blow_up_ends_that_episode_and_touches_no_other(script, env, what, value
     envs, first, steps = roll(5)
     healthy_envs, _, healthy = roll(None)
     assert envs.blow_ups == 1 and healthy_envs.blow_ups == 0
-    before = steps[4][5]  # what the policy acted on
-    final_obs, reward, episode_done, _, time_limit, next_obs = steps[5]
-    size = final_obs.shape[1] - envs.has_flag
-    np.testing.assert_array_equal(final_obs[1, :size], before[1, :size])  # it ended where it stood
-    assert reward[1] == 0 and episode_done[1] and not time_limit[1]
+    before, poisoned = steps[4].next_obs, steps[5]  # what the policy acted on, and what came of it
+    size = before.shape[1] - envs.has_flag
+    np.testing.assert_array_equal(poisoned.final_obs[1, :size], before[1, :size])  # it ended where it stood
+    assert poisoned.rewards[1] == 0 and not poisoned.time_limit[1]
+    assert poisoned.final_obs[1, -1] == 1 if envs.has_flag else poisoned.task_done[1]
+    assert envs.envs.elapsed[1] == 12 - 6  # a new episode
     assert all(np.isfinite(part).all() for step in steps for part in step)
-    assert not np.array_equal(next_obs[1], before[1]) or env == "Grid-World"  # a new episode
+    assert not np.array_equal(poisoned.next_obs[1], before[1]) or env == "Grid-World"
     for poisoned_step, healthy_step in zip(steps, healthy, strict=True):
         for part, healthy_part in zip(poisoned_step, healthy_step, strict=True):
             np.testing.assert_array_equal(np.delete(part, 1, axis=0), np.delete(healthy_part, 1, axis=0))
@@ -653,7 +954,7 @@ def test_run_counts_blow_ups_and_stays_finite(script, env, what, value, tmp_path
     assert json.loads((folder / "result.json").read_text())["blow_ups"] == 1
     assert [value for _, value in points(folder)["charts/blow_ups"]] == [0, 1, 1, 1]
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    tensors = dict(checkpoint["agent"]) | {"next_obs": checkpoint["next_obs"]}
+    tensors = checkpoint["agent"] | {name: checkpoint["envs"][name] for name in script.MetaEpisodes.COUNTERS}
     if script is varibad_hyper:
         tensors |= {name: checkpoint["buffer"][name] for name in ("finished", "running")}
     assert [name for name, tensor in tensors.items() if not tensor.isfinite().all()] == []
@@ -671,9 +972,9 @@ def test_loss_that_is_not_finite_leaves_the_last_good_checkpoint(script, tmp_pat
             train(script, tmp_path / "nan", "--checkpoint-interval", "2")
     (folder,) = (tmp_path / "nan").iterdir()
     error = capsys.readouterr().err
-    assert stop.value.code == 1 and "losses/policy_loss is nan in iteration 6" in error
+    assert stop.value.code == 1 and "losses/policy_loss is not finite in the iteration after iteration 5" in error
     assert f"the last good checkpoint is {folder / 'checkpoint.pt'}" in error
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["iteration"] == 4
+    assert iteration_of(folder) == 4
     resume(script, folder)
     check_same(folder, expected)
 
@@ -683,29 +984,32 @@ def test_loss_that_is_not_finite_leaves_the_last_good_checkpoint(script, tmp_pat
 
 
 @both_scripts
-def test_runs_that_begin_together_have_their_own_folders(script, tmp_path, monkeypatch):
-    """Processes that start at once, in the same second: each has its own folder, and what was there is untouched."""
+def test_runs_that_begin_together_do_not_share_a_folder(script, tmp_path, monkeypatch):
+    """Processes that start the same run in the same second: one has the folder, the others end with a sentence."""
     start = float(int(time.time()))
     monkeypatch.setattr(script.time, "time", lambda: start)
-    name = f"Grid-World__{script.__name__}__hyper-bias__1__{int(start)}"
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "keep").write_text("what was there")
+    folder = tmp_path / "runs" / f"Grid-World__{script.__name__}__hyper-bias__1__{int(start)}"
     read, write = os.pipe()
     children = []
-    for _ in range(8):
-        if (pid := os.fork()) == 0:
+    for number in range(8):
+
+        def begin(number=number):
             os.close(write)
             os.read(read, 1)  # wait for the start
-            folder = script.make_folder(tmp_path / name)
-            (folder / "mine").write_text("one")
-            os._exit(0)
-        children.append(pid)
+            train(script, tmp_path / "runs", iterations=1)
+
+        children.append(forked(begin, tmp_path / f"stderr{number}", wait=False))
     os.close(write)  # now, all of them
-    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == 8 * [0]
     os.close(read)
-    assert len(list(tmp_path.glob("*/mine"))) == 8
-    assert [path.name for path in (tmp_path / name).iterdir()] == ["keep"]
-    with pytest.raises(ZeroDivisionError):  # the clock stands still, which only the speed's computation minds
-        train(script, tmp_path, iterations=1)
-    assert [path.name for path in (tmp_path / name).iterdir()] == ["keep"]
-    assert len(list(tmp_path.glob("*/checkpoint.pt"))) == 1
+    assert sorted(wait() for wait in children) == [0, *(7 * [2])]
+    assert list((tmp_path / "runs").iterdir()) == [folder]
+    errors = [error for number in range(8) if "error" in (error := (tmp_path / f"stderr{number}").read_text())]
+    assert errors == 7 * [
+        f"error: cannot write to the folder {folder} (File exists): choose another --runs-dir, or try again.\n"
+    ]
+    before = contents(folder)
+    assert {"checkpoint.pt", "model.pt", "result.json"} < before.keys()
+    assert forked(lambda: train(script, tmp_path / "runs", iterations=1), tmp_path / "stderr") == 2
+    assert contents(folder) == before
+    assert forked(lambda: train(script, tmp_path / "runs", "--exp-name", "other", iterations=1)) == 0
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 2

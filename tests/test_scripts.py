@@ -2,10 +2,14 @@
 
 import json
 import math
+import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
-import time
+import threading
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +45,7 @@ def check_run(script, folder, flags):
     result = json.loads((folder / "result.json").read_text())
     assert result["frames"] == 740 and result["env"] == args.env and result["args"]["seed"] == args.seed
     assert result["versions"].keys() == {"torch", "mujoco", "gymnasium"}
+    assert result["commit"] == script.script_commit() and result["script"] == script.__name__
     assert result["wall_time"] > 0 and result["SPS"] == pytest.approx(740 / result["wall_time"])
 
     tags = scalars(folder)
@@ -51,7 +56,8 @@ def check_run(script, folder, flags):
     iterations = [148 * i for i in range(1, 6)]
     assert list(tags["charts/SPS"]) == iterations
     assert list(tags["losses/policy_loss"]) == iterations[1:]  # the first iteration does not update
-    assert list(tags["eval/meta_episodic_return"]) == [296, 592, 740]
+    assert ("charts/episodic_length" in tags) == ("charts/meta_episodic_return" in tags)  # where meta-episodes ended
+    assert list(tags["eval/meta_episodic_return"]) == [0, 296, 592, 740]  # the first before training
     assert all(math.isfinite(value) for tag in tags if tag.startswith("losses/") for value in tags[tag].values())
     last = result["evaluation"]["meta_episodic_return"]
     assert tags["eval/meta_episodic_return"][740] == pytest.approx(last["mean"], rel=1e-6)
@@ -59,6 +65,8 @@ def check_run(script, folder, flags):
     episodes = [result["evaluation"][f"episodic_return_ep{k + 1}"]["mean"] for k in range(args.episodes_per_task)]
     assert sum(episodes) == pytest.approx(last["mean"])
     assert result["eval_history"][-1] == [740, last["mean"]]
+    history = dict(result["eval_history"])
+    assert list(history) == [0, 296, 592, 740] and history == pytest.approx(tags["eval/meta_episodic_return"], rel=1e-6)
 
     torch.manual_seed(script.seeds_of(args)["torch"])
     before = script.Agent(script.make_envs(args, 1), args)
@@ -115,30 +123,61 @@ def test_logged_returns_are_the_environments(script, tmp_path, monkeypatch):
     def recording_step(self, actions):
         out = step(self, actions)
         if self.num_envs == 4:  # not the evaluation's
-            rewards.append(out[1])
+            rewards.append(out.rewards)
         return out
 
     monkeypatch.setattr(script.MetaEpisodes, "step", recording_step)
     tags = scalars(run(script, tmp_path, "--num-steps", "60", "--total-timesteps", "960"))
+    assert set(tags["charts/episodic_length"].values()) == {15}
     for iteration in range(4):  # 60 steps: one meta-episode of four episodes of 15
         chunk = np.array(rewards[60 * iteration : 60 * iteration + 60])  # [60, 4]
         frames = 240 * (iteration + 1)
         assert tags["charts/meta_episodic_return"][frames] == pytest.approx(chunk.sum(0).mean(), rel=1e-5)
+        assert tags["charts/episodic_return"][frames] == pytest.approx(chunk.sum(0).mean() / 4, rel=1e-5)
         for k in range(4):
             mean = chunk[15 * k : 15 * k + 15].sum(0).mean()
             assert tags[f"charts/episodic_return_ep{k + 1}"][frames] == pytest.approx(mean, rel=1e-5, abs=1e-6)
 
 
 @both_scripts
+def test_logged_lengths_are_the_environments(script, tmp_path, monkeypatch):
+    """Walker falls: its episodes end at different times. Counted in plain Python, by the flag and the task's end."""
+    step, running, expected = script.MetaEpisodes.step, [[] for _ in range(4)], {}
+
+    def counting_step(self, actions):
+        out = step(self, actions)
+        if self.num_envs == 4:  # not the evaluation's
+            calls.append(None)
+            for i in range(4):
+                running[i].append(out.final_obs[i, -1])  # 1 where the episode ended
+                if out.task_done[i]:
+                    assert sum(running[i]) == 2 and running[i][-1] == 1
+                    lengths = expected.setdefault(600 * math.ceil(len(calls) / 150), [])
+                    lengths.append(len(running[i]) / 2)  # the mean of the two
+                    running[i].clear()
+        return out
+
+    calls = []
+    monkeypatch.setattr(script.MetaEpisodes, "step", counting_step)
+    flags = ["--env", "Walker", "--num-steps", "150", "--total-timesteps", "2400", "--eval-interval", "0"]
+    logged = scalars(run(script, tmp_path, *flags))["charts/episodic_length"]
+    assert len(calls) == 600 and len({length for lengths in expected.values() for length in lengths}) > 4
+    assert logged == pytest.approx({frames: np.mean(lengths) for frames, lengths in expected.items()})
+
+
+@both_scripts
 @pytest.mark.parametrize("env", ["Grid-World", "Walker"])
 def test_same_seed_same_run_bit_for_bit_whatever_is_evaluated(script, tmp_path, env):
-    flags = ["--env", env, "--num-steps", "80", "--total-timesteps", "1600"]
-    models = []
-    for name, extra in (("a", []), ("b", ["--eval-interval", "1"]), ("c", ["--seed", "2"])):
-        folder = run(script, tmp_path / name, *flags, *extra)
+    flags = ["--env", env, "--num-steps", "80", "--total-timesteps", "1600", "--eval-tasks", "2"]
+    models, histories = [], []
+    for extra in [], ["--eval-interval", "1"], ["--eval-interval", "0"], ["--seed", "2"]:
+        folder = run(script, tmp_path / str(len(models)), *flags, *extra)
         models.append(torch.load(folder / "model.pt", weights_only=True)["agent"])
-    first, same, other = models
-    assert all(torch.equal(first[name], same[name]) for name in first)
+        histories.append(dict(json.loads((folder / "result.json").read_text())["eval_history"]))
+    first, *same, other = models
+    assert all(torch.equal(first[name], model[name]) for name in first for model in same)
+    assert [list(history) for history in histories[:3]] == [[0, 640, 1280, 1600], list(range(0, 1601, 320)), [1600]]
+    assert all(histories[1][frames] == value for history in histories[:3] for frames, value in history.items())
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
@@ -203,7 +242,9 @@ def test_loss_that_is_not_finite_stops_the_run(script, tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit) as stop:
         run(script, tmp_path)
     assert stop.value.code == 1
-    assert f"losses/{name} is nan in iteration 3" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    first = "policy_loss"  # of the losses that are not finite: one spoils all others in the next minibatch
+    assert f"error: losses/{first} is not finite in the iteration after iteration 2: the run was stopped" in error
     (folder,) = tmp_path.iterdir()
     assert list(scalars(folder)["charts/SPS"]) == [148, 296]  # what was logged before stays
     assert not (folder / "result.json").exists()
@@ -217,20 +258,44 @@ def test_an_agent_that_is_not_finite_stops_the_run(script, iterations, tmp_path,
     with pytest.raises(SystemExit) as stop:
         run(script, tmp_path, *flags.split())
     assert stop.value.code == 1
-    assert "error: the agent is no longer finite after the update in iteration 2" in capsys.readouterr().err
+    assert "error: the agent is not finite in the iteration after iteration 1" in capsys.readouterr().err
     (folder,) = tmp_path.iterdir()
     assert list(scalars(folder)["charts/SPS"]) == [148] and not (folder / "result.json").exists()
 
 
 @both_scripts
-def test_runs_that_begin_in_the_same_second_have_their_own_folders(script, tmp_path, monkeypatch):
-    start = time.time()
-    folders = []
-    for _ in range(3):
-        clock = iter(range(10**6))
-        monkeypatch.setattr(script.time, "time", lambda clock=clock: start + 1e-3 * next(clock))
-        folders.append(run(script, tmp_path))
-    assert len(set(folders)) == 3 and all((folder / "result.json").exists() for folder in folders)
+def test_exp_name_is_in_the_name_of_the_folder(script, tmp_path):
+    folder = run(script, tmp_path, "--exp-name", "wide", "--arch", "standard", "--base-init", "kaiming", "--seed", "3")
+    assert re.fullmatch(rf"Grid-World__{script.__name__}__wide__standard-kaiming__3__\d+", folder.name)
+    assert json.loads((folder / "result.json").read_text())["args"]["exp_name"] == "wide"
+
+
+@both_scripts
+def test_a_thread_gets_the_same_run(script, tmp_path):
+    """In a notebook's thread, say, where no signals can be handled."""
+    folders = [run(script, tmp_path / "main")]
+    thread = threading.Thread(target=lambda: folders.append(run(script, tmp_path / "thread")))
+    thread.start()
+    thread.join()
+    models = [torch.load(folder / "model.pt", weights_only=True)["agent"] for folder in folders]
+    assert len(models) == 2 and all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    assert all((folder / "result.json").exists() for folder in folders)
+
+
+@both_scripts
+def test_a_run_that_fails_at_its_first_checkpoint_leaves_the_handlers(script, tmp_path, monkeypatch):
+    """After later failures, and after the end, too: test_resume.py, and conftest.py after every test."""
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    before = [signal.getsignal(number) for number in numbers]
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(script.torch, "save", full_disk)
+    with pytest.raises(SystemExit) as stop:
+        run(script, tmp_path)
+    assert stop.value.code == 1
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 @both_scripts
@@ -243,7 +308,7 @@ def test_finite_tasks_are_evaluated_equally_often(script):
         envs.envs.reset = lambda *, seed=None, options=None, reset=reset, tasks=tasks: (
             tasks.append((options or {}).get("tasks")) or reset(seed=seed, options=options)
         )
-        script.evaluate(script.Agent(envs, args), envs, seed=0)
+        assert len(script.evaluate(script.Agent(envs, args), envs, seed=0)) == count
         first = [tuple(task) for task in tasks[0]]
         assert len(first) == count and {first.count(task) for task in first} == {count // len(envs.all_tasks)}
 
@@ -259,9 +324,12 @@ def test_runs_too_short_to_learn_are_noted(script, tmp_path, capsys, flags, note
 # Command line
 
 
+def command(words, **options):
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, **options)
+
+
 def cli(script, *flags):
-    command = [sys.executable, script.__file__, *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return command([sys.executable, script.__file__, *map(str, flags)])
 
 
 BAD_INPUT = {
@@ -274,22 +342,24 @@ BAD_INPUT = {
     "zero environments": (["--num-envs", "0"], "--num-envs is 0"),
     "not a number": (["--gamma", "nan"], "--gamma is nan"),
     "gamma over one": (["--gamma", "1.5"], "at most 1"),
-    "no threads": (["--torch-threads", "0"], "--torch-threads is 0"),
-    "no threads to evaluate": (["--torch-threads", "0", "--evaluate", "missing.pt"], "--torch-threads is 0"),
-    "too many threads": (["--torch-threads", "3000000000"], "at most 1024"),
-    "beyond float32": (["--norm-clip", "1e39"], "--norm-clip is 1e+39"),
-    "too large a network": (["--latent-dim", "99999999999999999999"], "of these sizes"),
+    "no threads": (["--threads", "0"], "--threads is 0"),
+    "too many threads": (["--threads", "3000000000"], "at most 1024"),
+    "beyond float32": (["--reward-clip", "1e39"], "--reward-clip is 1e+39"),
+    "too large a network": (["--latent-dim", "99999999999999999999"], "cannot be made"),
+    "too large a layer": (["--base-layers", "9999999999999999"], "cannot be made"),
     "one evaluation task": (["--eval-tasks", "1"], "--eval-tasks 1"),
     "one frame": (["--num-envs", "1", "--num-steps", "1", "--num-minibatches", "1"], "single frame"),
     "empty layers": (["--base-layers"], "--base-layers"),
-    "too many workers": (["--env-workers", "2000"], "at most 1024"),
     "zero-width layer": (["--base-layers", "32", "0"], "--base-layers is 0"),
-    "no bias and nothing else": (["--no-hyper-bias"], "--init weight"),
+    "no bias and nothing else": (["--no-hyper-bias"], "choose another --init"),
     "no bias without hypernetwork": (["--no-hyper-bias", "--arch", "film", "--init", "normc"], "--arch hyper"),
-    "no goals": (["--grid-size", "2", "--grid-goals", "far"], "--grid-size 2"),
+    "no goals": (["--grid-size", "2", "--grid-goals", "far"], "a grid of size 2 has no goal cells"),
     "missing model": (["--evaluate", "missing.pt"], "cannot read missing.pt"),
     "folder as model": (["--evaluate", str(ROOT)], "cannot read"),
-    "not a model": (["--evaluate", str(ROOT / "README.md")], "is not a model"),
+    "not a model": (["--evaluate", str(ROOT / "README.md")], "README.md is damaged, or not of this version"),
+    "no run": (["--resume", str(ROOT)], "cannot read"),
+    "too long a name of a model": (["--evaluate", "9" * 300], "9" * 300),
+    "too long a name of a run": (["--exp-name", "9" * 300], "(File name too long)"),
     "unwritable folder": (["--runs-dir", str(ROOT / "README.md")], "--runs-dir"),
 }
 
@@ -306,8 +376,8 @@ def test_bad_input_gets_one_sentence(script, capsys, flags, words):
         (["--no-decode-reward"], "--decode-reward"),
         (["--decoder-layers"], "--decoder-layers"),
         (["--embedding", "one-hot", "--env", "Walker"], "not for Walker"),
-        (["--vae-buffer", "1e12"], "--vae-buffer 1000000000000"),
-        (["--vae-buffer", "1e18"], "--vae-buffer 1000000000000000000"),
+        (["--vae-buffer", "1e12"], "Unable to allocate 2.56 PiB"),
+        (["--vae-buffer", "1e18"], "array is too big"),
     ],
 )
 def test_bad_input_of_varibad_gets_one_sentence(capsys, flags, words):
@@ -330,10 +400,56 @@ def test_bad_flags_are_refused_without_traceback(flags):
     assert "Traceback" not in result.stdout + result.stderr
 
 
+@both_scripts
+@pytest.mark.parametrize("flags", ["--compile", "--torch-threads 2", "--norm-clip 10", "--env-workers 2"])
+def test_flags_of_earlier_versions_are_refused(script, flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main(script.parse_args(flags.split()))
+    assert stop.value.code == 2
+    assert f"Unrecognized options: {flags.replace(' ', ', ')}" in capsys.readouterr().err
+
+
+def help_of(script, *flags):
+    """The text of --help by group of flags, without the boxes' lines."""
+    shown = command([sys.executable, script.__file__, *flags, "--help"], env=os.environ | {"PYTHONUTF8": "1"})
+    assert shown.returncode == 0
+    _, *parts = re.split(r"╭─ ([\w ]*)options ─+╮", shown.stdout)
+    texts = [" ".join(re.sub(r"[│╰╯─]", " ", text).split()) for text in parts[1::2]]
+    return dict(zip(map(str.strip, parts[::2]), texts, strict=True))
+
+
 def test_help_shows_the_preset_of_the_environment():
-    for flags, kl_weight in (["--help", "--env", "Walker"], "10.0"), (["--help"], "0.25"):
-        text = re.sub(r"[\s│]+", " ", cli(varibad_hyper, *flags).stdout)  # the box's lines, joined
+    for flags, kl_weight in (["--env", "Walker"], "10.0"), ([], "0.25"):
+        text = help_of(varibad_hyper, *flags)["VAE"]
         assert re.search(rf"--kl-weight FLOAT [^()]*\(default: {re.escape(kl_weight)}\)", text)
+
+
+@both_scripts
+def test_help_shows_every_flag_in_its_group_with_a_text(script):
+    groups = help_of(script)
+    assert list(groups) == ["", "Run", "Task", "PPO", "Policy", "VAE" if script is varibad_hyper else "Encoder"]
+    for group in script.Args.__bases__:
+        entries = re.split(r"(?:^| )--(?=[a-z])(?!no-)", groups[group.__name__.removesuffix("Args")])[1:]
+        names = [entry.split()[0].strip(",").replace("-", "_") for entry in entries]
+        assert names == [field.name for field in fields(group)]
+        values = r"(?:--no-[a-z-]+|(?:\{None\}\|)?(?:INT|FLOAT|STR)|\{\S*\}|\[INT \[INT \.\.\.\]\])"
+        for entry in entries:
+            told = re.fullmatch(rf"[a-z-]+,? {values} ?(.*?) ?\(default: [^()]*\)", entry)
+            assert told, entry
+            assert len(told[1]) > 10, f"--{entry}: no help"
+
+
+@both_scripts
+def test_make_args_is_the_command_line(script):
+    """The preset with some changes, as in a notebook."""
+    for env in script.PRESETS:
+        assert script.make_args(env) == script.parse_args(["--env", env])
+    assert script.make_args() == script.Args() == script.parse_args([])
+    made = script.make_args("Cheetah-Dir", seed=2, num_steps=50, base_layers=(8, 8))
+    flags = "--env Cheetah-Dir --seed 2 --num-steps 50 --base-layers 8 8"
+    assert made == script.parse_args(flags.split()) != script.make_args("Cheetah-Dir")
+    with pytest.raises(TypeError, match="sed"):
+        script.make_args("Cheetah-Dir", sed=2)
 
 
 @both_scripts
@@ -405,6 +521,172 @@ def test_presets_are_the_references(script):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# What a run leaves behind, and what its last lines say to do with it
+
+
+@pytest.fixture(scope="module")
+def saved_runs(tmp_path_factory):
+    """A run of each script on Cheetah-Dir, whose evaluation depends on the seed, with checkpoint and model."""
+    return {
+        script: run(script, tmp_path_factory.mktemp("runs"), "--env", "Cheetah-Dir", "--num-steps", "37")
+        for script in (varibad_hyper, rl2_hyper)
+    }
+
+
+def evaluated(script, capsys, *flags):
+    """What --evaluate prints."""
+    capsys.readouterr()
+    assert script.main(script.parse_args(list(map(str, flags)))) is None
+    return capsys.readouterr().out
+
+
+def contents(folder):
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+@both_scripts
+def test_folder_checkpoint_and_model_evaluate_alike(script, saved_runs, tmp_path, monkeypatch, capsys):
+    """To the returns of the end of training; without --env, and without a trace."""
+    folder = saved_runs[script]
+    before = contents(folder)
+    monkeypatch.chdir(tmp_path)
+    result = json.loads((folder / "result.json").read_text())
+    expected = script.format_evaluations({"eval": result["evaluation"]}) + "\n"
+    assert "(3 tasks)" in expected
+    only_model = tmp_path / "copy"
+    only_model.mkdir()
+    (only_model / "model.pt").write_bytes((folder / "model.pt").read_bytes())
+    for path in folder, folder / "checkpoint.pt", folder / "model.pt", only_model:
+        assert evaluated(script, capsys, "--evaluate", path) == expected
+    assert evaluated(script, capsys, "--evaluate", folder, "--env", "Cheetah-Dir", "--no-cuda") == expected
+    assert contents(folder) == before and list(tmp_path.iterdir()) == [only_model]
+
+
+@both_scripts
+def test_evaluation_obeys_seed_and_number_of_tasks(script, saved_runs, capsys):
+    folder = saved_runs[script]
+    outputs = set()
+    for changes in {}, {"seed": 2}, {"eval_tasks": 7}, {"seed": 2, "eval_tasks": 7}:
+        flags = [text for name, value in changes.items() for text in (f"--{name.replace('_', '-')}", value)]
+        out = evaluated(script, capsys, "--evaluate", folder, *flags)
+        agent, _ = script.load_agent(str(folder / "model.pt"))
+        _, args = script.load_saved(str(folder))
+        args = replace(args, **changes)
+        played = script.evaluate(agent, script.make_envs(args, args.eval_tasks), script.seeds_of(args)["eval_envs"])
+        returns = np.array([episode.returns.sum() for episode in played])
+        stderr = returns.std(ddof=1) / len(returns) ** 0.5
+        assert len(returns) == args.eval_tasks
+        assert out == f"meta-episode return {returns.mean():.2f} +- {stderr:.2f} ({args.eval_tasks} tasks)\n"
+        outputs.add(out)
+    assert len(outputs) == 4
+
+
+@both_scripts
+@pytest.mark.parametrize("flags", ["--env Walker", "--num-envs 5", "--gamma 0.5", "--latent-dim 3", "--init hfi"])
+def test_evaluation_refuses_flags_that_contradict_the_run(script, saved_runs, capsys, flags):
+    name, value = flags.split()
+    words = f"error: {name} {value} contradicts the run in {saved_runs[script]} ("
+    refused(script, capsys, ["--evaluate", str(saved_runs[script]), name, value], words)
+
+
+@both_scripts
+def test_evaluation_checks_its_flags(script, saved_runs, capsys):
+    for flags, words in ("--threads 0", "--threads is 0"), ("--eval-tasks 1", "--eval-tasks 1 gives no standard error"):
+        refused(script, capsys, ["--evaluate", str(saved_runs[script]), *flags.split()], words)
+
+
+@both_scripts
+def test_one_run_at_a_time_is_named(script, saved_runs, capsys):
+    """--resume with --evaluate would evaluate the one agent as if it were the other run's."""
+    folder = str(saved_runs[script])
+    with pytest.raises(SystemExit) as stop:
+        script.main(script.parse_args(["--resume", folder, "--evaluate", folder]))
+    assert stop.value.code == 2
+    assert "--evaluate" in capsys.readouterr().err
+
+
+@both_scripts
+def test_empty_paths_are_refused(script, tmp_path, monkeypatch, capsys):
+    """As of a shell's variable that is not set: nothing is trained, and no folder is made."""
+    monkeypatch.chdir(tmp_path)
+    for flags in ["--resume", ""], ["--evaluate", ""]:
+        refused(script, capsys, flags, "cannot read")
+    assert not list(tmp_path.iterdir())
+
+
+@both_scripts
+@pytest.mark.parametrize("part", ["policy", "obs_norm"])
+def test_agent_that_is_not_finite_is_not_evaluated(script, saved_runs, tmp_path, capsys, part):
+    saved = torch.load(saved_runs[script] / "model.pt", weights_only=True)
+    next(tensor for name, tensor in saved["agent"].items() if name.startswith(part)).view(-1)[-1] = math.nan
+    torch.save(saved, tmp_path / "model.pt")
+    path = str(tmp_path / "model.pt")
+    refused(script, capsys, ["--evaluate", path], f"error: {path} holds values that are not finite.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script, flags",
+    [
+        (varibad_hyper, "--env Grid-World"),
+        (rl2_hyper, "--env Walker"),
+        (varibad_hyper, "--embedding one-hot"),  # of which show.py draws no belief
+        (varibad_hyper, "--checkpoint-interval 0"),  # a model alone
+    ],
+)
+def test_last_lines_of_a_run_can_be_copied(script, flags, tmp_path, capsys):
+    """Each is a command that works, from the repository, also if the folder's name has a space."""
+    folder = run(script, tmp_path, *flags.split(), "--num-steps", "37", "--exp-name", "my own")
+    *_, finished, tensorboard, show, evaluate = capsys.readouterr().out.splitlines()
+    result = json.loads((folder / "result.json").read_text())
+    expected = script.format_evaluations({"eval": result["evaluation"]})
+    best = f", best possible {script.GRID_WORLD_BEST['all']:.2f}" if result["env"] == "Grid-World" else ""
+    assert finished == f"finished: {expected}{best}"
+    assert tensorboard.startswith("look: ") and show.startswith("      ") and evaluate.startswith("      ")
+    tensorboard, show, evaluate = (shlex.split(line.removeprefix("look:")) for line in (tensorboard, show, evaluate))
+    assert tensorboard == ["tensorboard", "--logdir", str(folder)]
+    assert evaluate == ["python", f"{script.__name__}.py", "--evaluate", str(folder)]
+    assert show[:3] == ["python", "show.py", str(folder)]
+    if "one-hot" not in flags:
+        assert show[3:] == ["--picture", "belief.png"]
+
+    done = command([sys.executable, "-m", "tensorboard.main", *tensorboard[1:], "--inspect"])
+    assert done.returncode == 0 and "eval/meta_episodic_return" in done.stdout
+    done = command([sys.executable, *evaluate[1:]], cwd=ROOT)
+    assert done.returncode == 0 and done.stdout == expected + "\n", done.stderr
+    show[-1] = str(tmp_path / show[-1])
+    done = command([sys.executable, *show[1:]], cwd=ROOT)
+    assert done.returncode == 0 and Path(show[-1]).exists(), done.stderr
+
+
+@both_scripts
+def test_last_lines_name_no_file_that_is_not_there(script, tmp_path, capsys):
+    run(script, tmp_path, "--no-save-model", "--checkpoint-interval", "0")
+    *_, finished, tensorboard = capsys.readouterr().out.splitlines()
+    assert finished.startswith("finished: ") and tensorboard.startswith("look: tensorboard --logdir ")
+
+
+@pytest.mark.slow
+@both_scripts
+@pytest.mark.parametrize("env", ["Grid-World", "Walker"])
+def test_trains_whatever_renderer_the_shell_names(script, env, tmp_path):
+    """Also two that contradict each other, which OpenGL refuses: training draws nothing."""
+    names = {"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "egl"}
+    flags = [*SHORT, "--env", env, "--num-steps", "37", "--runs-dir", str(tmp_path)]
+    done = command([sys.executable, script.__file__, *flags], env=os.environ | names)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("*/result.json"))) == 1
+
+
+@both_scripts
+def test_import_leaves_the_environment_alone(script):
+    """A notebook may draw what it trains."""
+    code = f"import os; before = dict(os.environ); import {script.__name__}; assert dict(os.environ) == before"
+    done = command([sys.executable, "-c", code], cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Learning: a 3x3 grid, solved in about a minute
 
 
@@ -422,7 +704,15 @@ def known_goal_return(goal, horizon=8):
 
 
 def load(folder):
-    return varibad_hyper.load_model(str(folder / "model.pt"), "Grid-World")
+    """Agent, environments and seed of the run's evaluations."""
+    agent, envs = varibad_hyper.load_agent(str(folder / "model.pt"))
+    _, args = varibad_hyper.load_saved(str(folder / "model.pt"))
+    return agent, envs, varibad_hyper.seeds_of(args)["eval_envs"]
+
+
+def mean_return(*inputs):
+    """Of the meta-episodes of an evaluation."""
+    return np.array([episode.returns for episode in varibad_hyper.evaluate(*inputs)]).sum(axis=1).mean()
 
 
 @pytest.mark.slow
@@ -440,24 +730,20 @@ def test_probe_learns_and_remembers(probe):
 @pytest.mark.slow
 def test_probe_needs_its_task_embedding(probe, monkeypatch):
     """With the embeddings of other tasks, or an encoder that learns nothing from data, the return falls."""
-    agent, args, envs = load(probe)
-    seed = varibad_hyper.seeds_of(args)["eval_envs"]
-    intact = varibad_hyper.evaluate(agent, envs, seed)[0].sum(axis=1).mean()
+    agent, envs, seed = load(probe)
+    intact = mean_return(agent, envs, seed)
     embedding = type(agent).embedding
     monkeypatch.setattr(type(agent), "embedding", lambda self, belief: embedding(self, belief.roll(1, dims=0)))
-    shuffled = varibad_hyper.evaluate(agent, envs, seed)[0].sum(axis=1).mean()
+    shuffled = mean_return(agent, envs, seed)
     monkeypatch.setattr(type(agent), "embedding", lambda self, belief: embedding(self, 0 * belief))
-    frozen = varibad_hyper.evaluate(agent, envs, seed)[0].sum(axis=1).mean()
+    frozen = mean_return(agent, envs, seed)
     assert max(shuffled, frozen) < 0.6 * intact
 
 
 @pytest.mark.slow
 def test_saved_model_gives_the_returns_of_the_end_of_training(probe):
     evaluation = json.loads((probe / "result.json").read_text())["evaluation"]
-    agent, args, envs = load(probe)
-    seed = varibad_hyper.seeds_of(args)["eval_envs"]
-    returns, _ = varibad_hyper.evaluate(agent, envs, seed)
-    assert returns.sum(axis=1).mean() == evaluation["meta_episodic_return"]["mean"]
+    assert mean_return(*load(probe)) == evaluation["meta_episodic_return"]["mean"]
     result = cli(varibad_hyper, "--evaluate", probe / "model.pt")
     assert result.returncode == 0
     assert result.stdout.startswith(f"meta-episode return {evaluation['meta_episodic_return']['mean']:.2f} ")
@@ -465,39 +751,46 @@ def test_saved_model_gives_the_returns_of_the_end_of_training(probe):
 
 @pytest.mark.slow
 def test_model_of_another_environment_is_refused(probe, capsys):
-    refused(varibad_hyper, capsys, ["--env", "Walker", "--evaluate", str(probe / "model.pt")], "add --env Grid-World")
+    words = f"--env Walker contradicts the run in {probe / 'model.pt'} (Grid-World): leave it out."
+    refused(varibad_hyper, capsys, ["--env", "Walker", "--evaluate", str(probe / "model.pt")], words)
 
 
 @pytest.mark.slow
 def test_model_of_another_script_is_refused(probe, capsys):
-    refused(rl2_hyper, capsys, ["--evaluate", str(probe / "model.pt")], "is not a model of rl2_hyper.py")
+    words = "model.pt belongs to varibad_hyper.py: use that script."
+    refused(rl2_hyper, capsys, ["--evaluate", str(probe / "model.pt")], words)
 
 
 @pytest.mark.slow
 def test_damaged_model_is_refused(probe, tmp_path, capsys):
     damaged = tmp_path / "model.pt"
     damaged.write_bytes((probe / "model.pt").read_bytes()[:10_000])
-    refused(varibad_hyper, capsys, ["--evaluate", str(damaged)], "is not a model of varibad_hyper.py")
+    refused(varibad_hyper, capsys, ["--evaluate", str(damaged)], f"{damaged} is damaged, or not of this version")
 
 
 @pytest.mark.parametrize("env", MUJOCO)
 def test_saved_rl2_gives_the_returns_of_the_end_of_training(tmp_path, env):
     folder = run(rl2_hyper, tmp_path, "--env", env)
-    agent, args, envs = rl2_hyper.load_model(str(folder / "model.pt"), env)
-    returns, _ = rl2_hyper.evaluate(agent, envs, rl2_hyper.seeds_of(args)["eval_envs"])
+    agent, envs = rl2_hyper.load_agent(str(folder / "model.pt"))
+    _, args = rl2_hyper.load_saved(str(folder / "model.pt"))
+    played = rl2_hyper.evaluate(agent, envs, rl2_hyper.seeds_of(args)["eval_envs"])
     evaluation = json.loads((folder / "result.json").read_text())["evaluation"]
-    assert returns.sum(axis=1).mean() == evaluation["meta_episodic_return"]["mean"]
+    assert rl2_hyper.summarize(played) == evaluation
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # README
 
 
+def documentation():
+    """README.md, and what one looks up later."""
+    return "\n".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
+
+
 @pytest.mark.slow
 def test_readme_lists_the_tags(probe, tmp_path):
     """Every tag that is logged, and no other."""
-    readme = (ROOT / "README.md").read_text()
-    listed = set(re.findall(r"^\| `((?:charts|losses|vae|eval|test)/[^`]+)`", readme, re.MULTILINE))
+    listed = set(re.findall(r"^\| `((?:charts|losses|vae|eval|test)/[^`]+)`", documentation(), re.MULTILINE))
     walker = run(varibad_hyper, tmp_path, "--env", "Walker", "--num-steps", "150", "--total-timesteps", "3000")
     ml10 = run(
         rl2_hyper, tmp_path, "--env", "ML10", "--num-envs", "2", "--num-steps", "600", "--total-timesteps", "2400"
@@ -508,7 +801,7 @@ def test_readme_lists_the_tags(probe, tmp_path):
 
 
 def test_readme_names_only_flags_that_exist():
-    readme = (ROOT / "README.md").read_text()
+    readme = documentation()
     flags = set(re.findall(r"(--[a-z][a-z-]+)", readme)) - {"--logdir", "--dist", "--help"}
     added = re.findall(r"^\+    (\w+): ", readme, re.M)  # by the diffs of "Change it"
     of_show = ["picture", "video", "task", "width", "every"]
@@ -521,7 +814,7 @@ def test_readme_gives_the_results_that_are_kept():
     """Returns by seed and their mean, against results/*.json, for every row and for every file."""
     rows = re.findall(
         r"^\| `python (\S+?)\.py([^`]*)` \| ([\d, ]+) \| ([-\d., ]+) \| ([-\d.]+) \|",
-        (ROOT / "README.md").read_text(),
+        documentation(),
         re.M,
     )
     assert rows

@@ -1,8 +1,12 @@
-"""show.py: what it draws is what the agent did and believed, against the scripts' evaluation and slow plain code."""
+"""show.py: what it draws is what the agent did and believed, against the scripts' evaluation and slow plain code.
+
+The initialisers' table and picture are at the end.
+"""
 
 import itertools
 import math
 import os
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -15,12 +19,14 @@ import mujoco
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import gridworld
 import rl2_hyper
 import show
 import varibad_hyper
+from hyperinit import HYPER_SCHEMES
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"varibad": varibad_hyper, "rl2": rl2_hyper}
@@ -91,9 +97,9 @@ def refusal(capsys, *words):
 @pytest.mark.parametrize("run, tasks", [("Grid-World", range(24)), ("Walker", [0, 2])])
 def test_returns_are_the_evaluations_bit_for_bit(trained, script, run, tasks):
     _, agent = trained(script, run)
-    evaluated, _ = SCRIPTS[script].evaluate(agent.agent, agent.envs, SCRIPTS[script].seeds_of(agent.args)["eval_envs"])
+    evaluated = SCRIPTS[script].evaluate(agent.agent, agent.envs, SCRIPTS[script].seeds_of(agent.args)["eval_envs"])
     metas = [show.play(agent, task) for task in tasks]
-    assert [meta.returns() for meta in metas] == evaluated[list(tasks)].tolist()
+    assert [meta.returns() for meta in metas] == [evaluated[task].returns.tolist() for task in tasks]
     assert len({tuple(meta.returns()) for meta in metas}) > 1
     for task, meta in zip(tasks, metas, strict=True):
         length = len(meta.rewards)
@@ -140,13 +146,13 @@ def test_actions_are_greedy_and_beliefs_are_those_of_the_whole_meta_episode(trai
             hidden = torch.zeros(1, 1, encoder.gru.hidden_size)
             states = torch.cat([hidden[0], encoder.gru(encoder.inputs(*inputs), hidden)[0][:, 0]])
             embeddings = agent.agent.embedding(states)  # [T+1, L]
-        output = agent.agent.outputs(torch.as_tensor(meta.obs), embeddings[:-1])[0]
+        mode = agent.agent(torch.as_tensor(meta.obs), embeddings[:-1])[0].mode.numpy()
     np.testing.assert_allclose(meta.embeddings, embeddings, rtol=1e-3, atol=1e-4)
     assert np.ptp(meta.embeddings, axis=0).max() > 0.01
     if run == "Grid-World":
-        assert (output.argmax(-1).numpy() == meta.actions).mean() > 0.95  # but for ties to rounding
+        assert (mode == meta.actions).mean() > 0.95  # but for ties to rounding
     else:
-        np.testing.assert_allclose(output, meta.actions, rtol=1e-2, atol=1e-3)
+        np.testing.assert_allclose(mode, meta.actions, rtol=1e-2, atol=1e-3)
 
 
 def test_physics_is_the_one_that_was_observed(trained):
@@ -167,14 +173,18 @@ def test_meta_world(trained, monkeypatch):
     assert agent.num_tasks == 100
     for task in (2, 51, 99):
         tasks = np.arange(task // 3 * 3, task // 3 * 3 + 3)[:, None] % 100
-        returns, _ = varibad_hyper.evaluate(agent.agent, agent.envs, 0, tasks)
+        evaluated = varibad_hyper.evaluate(agent.agent, agent.envs, 0, tasks)
         meta = show.play(agent, task)
-        assert meta.returns() == returns[task % 3].tolist() and meta.task.tolist() == [task]
-        goal = agent.envs.envs.groups.tasks[task]
-        robot = agent.envs.envs.groups.classes["pick-place-v3"]()
-        robot.set_task(goal)
-        robot.reset()
-        np.testing.assert_array_equal(meta.robot.goal, robot._target_pos)
+        assert meta.returns() == evaluated[task % 3].returns.tolist() and meta.task.tolist() == [task]
+        assert meta.success.any() == evaluated[task % 3].successes.any()
+        env = agent.envs.envs.workers.env_fns[0]()
+        env.reset(options={"tasks": [task]})
+        np.testing.assert_array_equal(meta.robot.goal, env.robot._target_pos)
+        for t in range(24):  # the robot does what the evaluation's did
+            if t in (0, 12):
+                env.reset(options={"tasks": [task]})
+            np.testing.assert_array_equal(meta.physics[t], show.physics_state(show.robot_of(agent.envs, 0, env)))
+            np.testing.assert_array_equal(meta.next_obs[t, :-1], env.step(meta.actions[t])[0])
         group = "training" if task < 50 else "test"
         assert show.describe(agent, meta.task) == f"pick-place-v3, {group} task {task}"
         scene = scene_of(meta)
@@ -239,7 +249,7 @@ def test_arrow_points_where_the_reward_is(env, tasks):
     for task in tasks:
         envs.reset(seed=1, options={"tasks": np.array([[float(task)]])})
         envs.data[0].qpos[:2] += 3
-        meta = SimpleNamespace(task=envs.tasks[0], robot=show.robot_of(SimpleNamespace(envs=envs), 0))
+        meta = SimpleNamespace(task=envs.tasks[0], robot=show.robot_of(SimpleNamespace(envs=envs), 0, None))
         scene = scene_of(meta)
         count = scene.ngeom
         show.add_goal(scene, env, meta)
@@ -484,7 +494,7 @@ def test_folder_checkpoint_and_model_hold_the_same_agent(trained, script, run):
         name, saved = show.read(path)
         assert name == f"{script}_hyper" and saved["args"]["env"] == run
         other = show.load(path, name, saved)
-        assert other.script is SCRIPTS[script] and other.args.env_workers == 1
+        assert other.script is SCRIPTS[script] and other.args == agent.args
         assert all(
             torch.equal(x, y) for x, y in zip(*(t.agent.state_dict().values() for t in (agent, other)), strict=True)
         )
@@ -643,3 +653,104 @@ def test_without_a_renderer(trained, tmp_path):
         done = subprocess.run(other, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("drawn: ")
+
+
+# --- The initialisers, before any training
+
+
+@pytest.mark.parametrize("scheme", ["weight", "kaiming", "hfo"])
+def test_figures_against_generated_weights(scheme, monkeypatch):
+    """Every task's weights are written out and applied to every observation alone."""
+    torch.manual_seed(1)
+    layers, x = show.generated_network(scheme), show.random_embeddings(4)
+    monkeypatch.setattr(show, "generated_network", lambda scheme: layers)
+    monkeypatch.setattr(show, "random_embeddings", lambda tasks: x)
+    torch.manual_seed(2)
+    figures = show.measure(scheme, tasks=4, observations=3)
+    torch.manual_seed(2)
+    observations = torch.randn(3, show.SIZES[0])
+
+    squares, saturated, actions, parameters = [[], [], []], [], np.zeros((4, 3, 6)), []
+    with torch.no_grad():
+        for task in range(4):
+            weights = [sum(x[task, k] * layer.weight[k] for k in range(show.FEATURES + 1)) for layer in layers]
+            biases = [sum(x[task, k] * layer.bias[k, :, 0] for k in range(show.FEATURES + 1)) for layer in layers]
+            parameters.append(torch.cat([tensor.flatten() for tensor in weights + biases]))
+            for i, h in enumerate(observations):
+                for k in range(3):
+                    h = weights[k] @ h + biases[k]
+                    squares[k] += h.square().tolist()
+                    if k < 2:
+                        h = torch.tanh(h)
+                        saturated += (h.abs() > 0.99).tolist()
+                actions[task, i] = h
+    cosines = [
+        torch.cosine_similarity(parameters[i], parameters[j], dim=0).item()
+        for i in range(4)
+        for j in range(4)
+        if i != j
+    ]
+    assert figures["scale"].tolist() == pytest.approx([math.sqrt(np.mean(values)) for values in squares], rel=1e-4)
+    assert figures["saturated"].item() == pytest.approx(100 * np.mean(saturated), abs=0.1)
+    assert figures["likeness"].item() == pytest.approx(np.mean(cosines), abs=1e-5)
+    assert figures["spread"].item() == pytest.approx(math.sqrt(np.mean(actions.var(axis=0, ddof=1))), rel=1e-4)
+    np.testing.assert_allclose(figures["actions"], actions[:, 0, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_bias_hyperinit_gives_every_task_f_itself():
+    figures = show.measure("bias")
+    assert figures["spread"].item() == pytest.approx(0, abs=1e-6) and figures["likeness"].item() == pytest.approx(1)
+    assert figures["scale"][0].item() == pytest.approx(5 / 3, rel=0.05)  # rows of length 5/3, inputs of variance 1
+
+
+def test_scale_under_kaiming():
+    """Weights and bias of the first layer have variance 2 |x|^2 / K, and inputs have variance 1."""
+    torch.manual_seed(0)
+    squares = [show.measure("kaiming", 20, 50)["scale"][0].item() ** 2 for _ in range(30)]
+    length = np.mean([show.random_embeddings(500)[:, :-1].square().sum(1).mean().item() for _ in range(100)])
+    assert np.mean(squares) == pytest.approx((64 + 1) * 2 * length / 10, rel=0.15)
+
+
+@pytest.mark.slow
+def test_table_and_picture(tmp_path):
+    """Kaiming and normc saturate, Weight-HyperInit, HFI and HFO hold; the README's picture is this one."""
+    command = [sys.executable, ROOT / "show.py", "init"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("\ndrawn: hyperinit.png\n"), done.stderr
+    table = {line.split()[0]: [float(cell) for cell in line.split()[1:]] for line in done.stdout.splitlines()[2:-1]}
+    assert list(table) == list(HYPER_SCHEMES) and all(len(row) == 6 for row in table.values())
+    scales, saturated = {name: row[:3] for name, row in table.items()}, {name: row[3] for name, row in table.items()}
+    for name in ("bias", "weight", "hfi", "hfo"):
+        assert 0.3 < min(scales[name]) and max(scales[name]) < 3 and saturated[name] < 30
+    assert min(saturated["kaiming"], saturated["normc"]) > 45 and max(scales["orthogonal"][:2]) < 0.3
+    told = re.search(r"\((\d+)% and (\d+)% of the units are\s+saturated\)", (ROOT / "README.md").read_text())
+    assert told.groups() == (f"{saturated['kaiming']:.0f}", f"{saturated['normc']:.0f}")
+
+    picture = matplotlib.image.imread(tmp_path / "hyperinit.png")
+    assert picture.shape == (400, 1300, 4)
+    kept = ROOT / "pictures" / "hyperinit.png"
+    assert kept.stat().st_size < 300_000
+    np.testing.assert_allclose(matplotlib.image.imread(kept).mean((0, 1)), picture.mean((0, 1)), atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["out.svg", "out.PDF", "full.png"])
+def test_other_formats_and_a_full_disk_for_the_initialisers(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr(show, "compare_initialisers", lambda: Figure((1, 1)))
+    out = tmp_path / name
+    if name != "full.png":
+        call("init", "--picture", out)
+        assert out.read_bytes().startswith(b"<?xml" if name == "out.svg" else b"%PDF")
+        assert capsys.readouterr().out == f"drawn: {out}\n"
+    elif Path("/dev/full").exists():
+        out.symlink_to("/dev/full")
+        assert "full.png could not be written ([Errno 28] No space left" in refusal(capsys, "init", "--picture", out)
+
+
+def test_values_that_cannot_work_for_the_initialisers(tmp_path, capsys):
+    assert "cannot be written" in refusal(capsys, "init", "--picture", tmp_path / "missing" / "out.png")
+    assert "ends in .png, .svg or .pdf" in refusal(capsys, "init", "--picture", tmp_path / "out.txt")
+    for flags in (["--video", tmp_path / "out.gif"], ["--task", 3]):
+        assert "leave --video and --task out" in refusal(capsys, "init", *flags)
+    with pytest.raises(SystemExit) as exit:
+        call("model.pt")
+    assert exit.value.code == 2 and "one of the arguments --picture --video is required" in capsys.readouterr().err

@@ -61,7 +61,8 @@ def test_tracked_run_sends_what_tensorboard_has_and_learns_the_same(script, tmp_
     monkeypatch.setenv("WANDB_MODE", "offline")
     command = [sys.executable, str(ROOT / f"{script}.py"), "--total-timesteps", "48000", "--runs-dir"]
     process = subprocess.Popen([*command, str(tmp_path / "tracked"), "--track"], stdout=subprocess.DEVNULL)
-    while not list(tmp_path.glob("tracked/*/events*")):
+    while not list(tmp_path.glob("tracked/*/checkpoint.pt")):
+        assert process.poll() is None
         time.sleep(0.1)
     time.sleep(3)
     process.send_signal(signal.SIGTERM)
@@ -74,7 +75,7 @@ def test_tracked_run_sends_what_tensorboard_has_and_learns_the_same(script, tmp_
     assert ids == {folder.name}
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     logged = {(tag, e.step): e.value for tag in events.Tags()["scalars"] for e in events.Scalars(tag)}
-    assert len(logged) > 300
+    assert len(logged) > 300 and ("eval/meta_episodic_return", 0) in logged
     assert {key: points.get(key) for key in logged} == pytest.approx(logged)
 
     subprocess.run([*command, str(tmp_path / "plain")], check=True, stdout=subprocess.DEVNULL, timeout=120)

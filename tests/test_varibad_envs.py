@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from varibad_hyper import MUJOCO_ENVS, Args, MetaEpisodes, make_envs, parse_args
+from varibad_hyper import MUJOCO_ENVS, Args, MetaEpisodes, make_args, make_envs, parse_args
 
 MUJOCO = ["Cheetah-Dir", "Walker", "Ant-Dir", "Humanoid"]
 SIZES = {"Cheetah-Dir": (20, 6), "Walker": (17, 6), "Ant-Dir": (27, 8), "Humanoid": (348, 17)}  # observation, action
@@ -21,6 +21,7 @@ DT = {"Cheetah-Dir": 0.05, "Walker": 0.016, "Ant-Dir": 0.05, "Humanoid": 0.015}
 ACTION_SCALE = {"Cheetah-Dir": 1, "Walker": 1, "Ant-Dir": 1, "Humanoid": 0.4}
 WALKER_FIELDS = {"body_mass": 8, "body_inertia": 24, "geom_friction": 24, "dof_damping": 9}
 HORIZON = 200
+GAMMA = 0.9
 
 every_task = pytest.mark.parametrize("name", MUJOCO)
 
@@ -159,8 +160,8 @@ def test_sizes_of_the_presets(name, obs_dim, action_dim, episodes, max_steps):
     assert (meta.episodes_per_task, meta.max_steps) == (episodes, max_steps)
     assert meta.has_flag == (episodes > 1) and meta.discrete == (name == "Grid-World")
     obs = meta.reset(0)
-    final_obs, *_, next_obs = meta.step(meta.envs.action_space.sample())
-    for x in (obs, final_obs, next_obs):
+    step = meta.step(meta.envs.action_space.sample())
+    for x in (obs, step.final_obs, step.next_obs):
         assert x.shape == (2, obs_dim) and x.dtype == np.float32
 
 
@@ -524,7 +525,7 @@ META_EPISODES = {  # (episode_done, task_done, time_limit) of each step, by hand
 
 @pytest.mark.parametrize("episodes_per_task", META_EPISODES)
 def test_bookkeeping_of_meta_episodes(episodes_per_task):
-    meta = MetaEpisodes(Probe(SCRIPT), episodes_per_task)
+    meta = MetaEpisodes(Probe(SCRIPT), episodes_per_task, GAMMA)
     flag = [0] if episodes_per_task > 1 else []
     assert meta.max_steps == 3 * episodes_per_task and meta.obs_dim == 3 + len(flag)
     assert meta.reset().tolist() == [[1, 1, 0, *flag]] * 4
@@ -532,12 +533,12 @@ def test_bookkeeping_of_meta_episodes(episodes_per_task):
     task, life, episode, steps = ([x] * 4 for x in (1, 1, 0, 0))  # life: episodes since the beginning
     for now in range(10):
         actions = np.random.default_rng(now).normal(size=(4, 2)).astype(np.float32)
-        final_obs, rewards, *ends, next_obs = meta.step(actions)
+        final_obs, rewards, *ends, next_obs, _ = meta.step(actions)
         assert rewards.tolist() == (actions[:, 0] + 10 * (now + 1)).tolist()
         assert all(x.dtype == bool for x in ends)
         for i in range(4):
             episode_done, task_done, time_limit = (line[now] == "1" for line in META_EPISODES[episodes_per_task][i])
-            assert [bool(x[i]) for x in ends] == [episode_done, task_done, time_limit], (i, now)
+            assert [bool(x[i]) for x in ends] == [task_done, time_limit], (i, now)
             steps[i] += 1
             assert final_obs[i].tolist() == [task[i], life[i], steps[i], *[int(episode_done) for _ in flag]]
             if episode_done:
@@ -549,6 +550,53 @@ def test_bookkeeping_of_meta_episodes(episodes_per_task):
     tasks = np.array([[7], [8], [9], [5]])
     assert meta.reset(tasks=tasks)[:, 0].tolist() == [7, 8, 9, 5]  # a new start in the middle of everything
     assert meta.episode.tolist() == [0, 0, 0, 0]
+    assert meta.take_finished() == [] and not meta.returns.any() and not meta.lengths.any()
+
+
+class SuccessProbe(Probe):
+    """The first environment succeeds at step 4, the third in every step, the others never."""
+
+    success = np.zeros(4, bool)
+
+    def step(self, actions):
+        step = super().step(actions)
+        self.success = np.array([self.now == 4, False, True, False])
+        return step
+
+
+@pytest.mark.parametrize("probe", [Probe, SuccessProbe])
+@pytest.mark.parametrize("episodes_per_task", META_EPISODES)
+def test_finished_meta_episodes(episodes_per_task, probe):
+    """Returns, successes and lengths by episode, kept in plain Python; each is handed out once."""
+    meta = MetaEpisodes(probe(SCRIPT), episodes_per_task, GAMMA)
+    meta.reset()
+    assert meta.take_finished() == []
+    running, expected, handed_out = [[[]] for _ in range(4)], [], []  # (reward, success) by episode and step
+    for now in range(10):
+        actions = np.random.default_rng(now).normal(size=(4, 2)).astype(np.float32)
+        rewards = meta.step(actions).rewards.tolist()
+        successes = meta.envs.success.tolist() if probe is SuccessProbe else [False] * 4
+        for i in range(4):
+            episode_done, task_done, _ = (line[now] == "1" for line in META_EPISODES[episodes_per_task][i])
+            running[i][-1].append((rewards[i], successes[i]))
+            if task_done:
+                returns = [sum(reward for reward, _ in episode) for episode in running[i]]
+                succeeded = [float(any(success for _, success in episode)) for episode in running[i]]
+                lengths = [len(episode) for episode in running[i]]
+                expected.append((i, returns, succeeded if probe is SuccessProbe else None, lengths))
+                running[i] = []
+            if episode_done:
+                running[i].append([])
+        if now in (1, 5, 6, 9):  # it is asked for them now and then
+            handed_out += meta.take_finished()
+            assert meta.take_finished() == []
+    for episode, (env, returns, successes, lengths) in zip(handed_out, expected, strict=True):
+        assert (episode.env, episode.returns.tolist(), episode.lengths.tolist()) == (env, returns, lengths)
+        assert (None if episode.successes is None else episode.successes.tolist()) == successes
+    assert len(expected) == {1: 12, 2: 6, 3: 3}[episodes_per_task]
+    if probe is SuccessProbe:  # one success within an episode counts, and for that episode alone
+        first = [success for env, _, successes, _ in expected if env == 0 for success in successes]
+        assert first == {1: [0, 1, 0, 0], 2: [0, 1, 0, 0], 3: [0, 1, 0]}[episodes_per_task]
 
 
 @pytest.mark.parametrize("name", ["Grid-World", *MUJOCO])
@@ -563,10 +611,10 @@ def test_meta_episodes_pass_the_seed_on(name):
 
 def test_clear_flag():
     obs = torch.tensor([[1.0, 2.0, 1.0], [3.0, 4.0, 0.0]])
-    meta = MetaEpisodes(Probe(SCRIPT[:2]), 2)
+    meta = MetaEpisodes(Probe(SCRIPT[:2]), 2, GAMMA)
     assert meta.clear_flag(obs).tolist() == [[1, 2, 0], [3, 4, 0]]
     assert obs[0, -1] == 1  # the argument is left alone
-    assert MetaEpisodes(Probe(SCRIPT[:2]), 1).clear_flag(obs).tolist() == obs.tolist()  # there is no flag
+    assert MetaEpisodes(Probe(SCRIPT[:2]), 1, GAMMA).clear_flag(obs).tolist() == obs.tolist()  # there is no flag
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -585,13 +633,13 @@ def test_meta_episodes_of_grid_world():
             positions = meta.envs.positions.copy()
             actions = rng.integers(5, size=6)
             moves = np.array([(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0)])[actions]
-            final_obs, rewards, episode_done, task_done, time_limit, next_obs = meta.step(actions)
+            final_obs, rewards, task_done, time_limit, next_obs, _ = meta.step(actions)
             ended = step % 15 == 0
             cells = np.clip(positions + moves, 0, 4)
             np.testing.assert_array_equal(final_obs, np.column_stack([cells, np.full(6, ended)]))
             np.testing.assert_array_equal(next_obs, np.zeros((6, 3)) if ended else final_obs)
             np.testing.assert_array_equal(rewards, np.where((cells == goals[-1]).all(axis=1), 1, -0.1))
-            assert episode_done.tolist() == [ended] * 6 and task_done.tolist() == [step == 60] * 6
+            assert meta.episode.tolist() == [step % 60 // 15] * 6 and task_done.tolist() == [step == 60] * 6
             assert not time_limit.any()  # the horizon is part of the task
     assert all((a != b).any(axis=1).sum() >= 4 for a, b in zip(goals, goals[1:], strict=False))
 
@@ -611,10 +659,10 @@ def test_meta_episodes_of_walker():
             data.qpos[:], data.qvel[:] = data.model.qpos0, 0
             data.qpos[1] = 0.5 if step in falls[i] else 1.25
         copies, tasks = [copy.copy(data) for data in envs.data], envs.tasks.copy()
-        final_obs, rewards, *ends, next_obs = meta.step(zeros)
+        final_obs, rewards, *ends, next_obs, _ = meta.step(zeros)
         for i, data in enumerate(copies):
             ended = step in episode_ends[i]
-            assert [bool(x[i]) for x in ends] == [ended, step in task_ends[i], step in time_limits[i]], (i, step)
+            assert [bool(x[i]) for x in ends] == [step in task_ends[i], step in time_limits[i]], (i, step)
             mass = envs.models[i].body_mass[1] / envs.default_model.body_mass[1]
             assert mass == pytest.approx(envs.tasks[i, 1], rel=1e-12)  # the model is the task's
             assert np.array_equal(envs.tasks[i], tasks[i]) == (step not in task_ends[i])
@@ -640,7 +688,7 @@ def test_single_episodes(name):
     obs = meta.reset(seed=0)
     rng = np.random.default_rng(0)
     for _ in range(3):
-        *_, obs = meta.step(random_actions(rng, envs, scale=0.3))
+        obs = meta.step(random_actions(rng, envs, scale=0.3)).next_obs
     assert obs.shape == (4, SIZES[name][0])
     can_fall = name != "Cheetah-Dir"
     for i in (1, 2):
@@ -649,18 +697,18 @@ def test_single_episodes(name):
     copies, tasks = [copy.copy(data) for data in envs.data], envs.tasks.copy()
     models = [copy.copy(model) for model in envs.models]
     actions = random_actions(rng, envs)
-    final_obs, rewards, episode_done, task_done, time_limit, next_obs = meta.step(actions)
+    final_obs, rewards, task_done, time_limit, next_obs, _ = meta.step(actions)
 
-    assert episode_done.tolist() == task_done.tolist() == [False, can_fall, True, True]
+    assert task_done.tolist() == [False, can_fall, True, True]
     assert time_limit.tolist() == [False, False, not can_fall, True]
     for i in range(4):
         plain, reward, *_ = plain_step(name, models[i], copies[i], actions[i], tasks[i])
         np.testing.assert_array_equal(final_obs[i], plain)
         assert rewards[i] == pytest.approx(reward, rel=1e-5, abs=1e-5)
         np.testing.assert_array_equal(next_obs[i], plain_obs(name, envs.data[i]))
-        assert np.array_equal(next_obs[i], final_obs[i]) == (not episode_done[i])
+        assert np.array_equal(next_obs[i], final_obs[i]) == (not task_done[i])
         if can_fall:
-            assert np.array_equal(envs.tasks[i], tasks[i]) == (not episode_done[i])
+            assert np.array_equal(envs.tasks[i], tasks[i]) == (not task_done[i])
     meta.reset(tasks=tasks)
     np.testing.assert_array_equal(envs.tasks, tasks)
     assert not envs.elapsed.any()
@@ -693,3 +741,33 @@ def test_threads_change_nothing(name, threads):
         results.append(steps)
     for one, several in zip(*results, strict=True):
         np.testing.assert_array_equal(one, several)
+
+
+@pytest.mark.parametrize("name", ["Grid-World", *MUJOCO])
+def test_a_saved_state_continues(name, tmp_path):
+    """Other environments that load the state from a file give the same steps and the same meta-episodes."""
+    args = make_args(name, episodes_per_task=2)
+    meta, others = make_envs(args, 3), make_envs(args, 3)
+    meta.reset(1)
+    others.reset(2)
+    rng = np.random.default_rng(0)
+
+    def actions():
+        return rng.integers(5, size=3) if meta.discrete else random_actions(rng, meta.envs)
+
+    for _ in range(25):
+        meta.step(actions())
+    meta.take_finished()
+    torch.save(meta.state_dict(), tmp_path / "state.pt")
+    others.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    np.testing.assert_array_equal(others.next_obs, meta.next_obs)
+    for _ in range(2 * meta.max_steps):
+        action = actions()
+        for one, other in zip(meta.step(action), others.step(action), strict=True):
+            np.testing.assert_array_equal(one, other, strict=True)
+    finished, others_finished = meta.take_finished(), others.take_finished()
+    assert len(finished) == len(others_finished) >= 6
+    for one, other in zip(finished, others_finished, strict=True):
+        assert one.env == other.env and one.successes is other.successes is None
+        np.testing.assert_array_equal(one.returns, other.returns)
+        np.testing.assert_array_equal(one.lengths, other.lengths)

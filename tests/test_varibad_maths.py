@@ -1,4 +1,4 @@
-"""Tests of varibad_hyper.py's maths, networks and buffer: every formula against slow plain loops or a known answer.
+"""Tests of varibad_hyper.py's maths, networks, buffer and summaries, against slow plain loops or known answers.
 
 Letters as in varibad_hyper.py: T steps, N environments, B batch, D observation, A action, L task embedding m, K
 hypernetwork features; E and J the steps and the transitions that the ELBO takes. Where nothing else is said the numbers
@@ -11,6 +11,7 @@ from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -29,16 +30,18 @@ from varibad_hyper import (
     CellDecoder,
     Decoder,
     Encoder,
-    HyperPolicy,
+    MetaEpisode,
     MetaEpisodeBuffer,
+    MetaEpisodes,
+    Rollout,
     RunningMeanStd,
-    StandardPolicy,
     compute_gae,
     consecutive_kl,
     elbo_loss,
     parameter_counts,
     policy_loss,
     subsample,
+    summarize,
     value_loss,
 )
 
@@ -426,6 +429,19 @@ def test_encoder_is_a_gru_on_relu_embeddings(action_embedding):
     assert torch.equal(other, latents) if not action_embedding else not torch.equal(other, latents)
 
 
+def test_last_hiddens_are_those_at_the_meta_episodes_ends():
+    """Of a batch with padding, the state after each meta-episode's own last step; zeros where none was played yet."""
+    encoder, batch = random_(Encoder(D, A, small_args(action_embedding=2))), random_batch("Ant-Dir", (5, 0, 1, 4))
+    hiddens = encoder.last_hiddens(batch)
+    assert hiddens.shape == (4, 4)
+    for b, length in enumerate(batch.lengths.tolist()):
+        alone = (x[:length, b : b + 1] for x in (batch.actions, batch.next_obs, batch.rewards))
+        closely(hiddens[b], encoder.encode(*alone)[-1, 0])
+    exactly(hiddens[1], torch.zeros(4, dtype=torch.float64))
+    nothing = Batch(*(x[:0] for x in batch[:4]), torch.zeros(4, dtype=int))
+    exactly(encoder.last_hiddens(nothing), torch.zeros(4, 4, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("discrete", [True, False])
 def test_update_belief_steps_the_encoder(discrete):
     """update_belief step by step gives what one call gives on the whole sequence; discrete actions enter one-hot."""
@@ -450,10 +466,10 @@ def test_running_mean_std_is_that_of_all_data():
         assert_close(norm.mean, torch.from_numpy(data[:end].numpy().mean(0)), rtol=1e-4, atol=1e-4)
         assert_close(norm.var, torch.from_numpy(data[:end].numpy().var(0)), rtol=1e-4, atol=1e-4)
     assert norm.count == 500
-    x = 30 * torch.randn(2, 3, 4)
-    expected = ((x.numpy() - norm.mean.numpy()) / np.sqrt(norm.var.numpy() + 1e-8)).clip(-2, 2)
-    assert (abs(expected) == 2).any() and (abs(expected) < 2).any()
-    assert_close(norm(x, 2.0), torch.from_numpy(expected))
+    x = 60 * torch.randn(2, 3, 4)
+    expected = ((x.numpy() - norm.mean.numpy()) / np.sqrt(norm.var.numpy() + 1e-8)).clip(-10, 10)
+    assert (expected == 10).any() and (expected == -10).any() and (abs(expected) < 10).any()
+    assert_close(norm(x), torch.from_numpy(expected))
     norm.count.fill_(2**30)
     norm.update(data[:1])
     assert norm.count.item() == 2**30 + 1  # a long run's count stays exact
@@ -461,7 +477,7 @@ def test_running_mean_std_is_that_of_all_data():
 
 def test_running_mean_std_begins_as_the_identity():
     x = torch.tensor([[-12.0, -1, 0, 1, 12]])
-    assert_close(RunningMeanStd(5)(x, 10.0), torch.tensor([[-10.0, -1, 0, 1, 10]]))
+    assert_close(RunningMeanStd(5)(x), torch.tensor([[-10.0, -1, 0, 1, 10]]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -473,8 +489,14 @@ def make_agent(arch="hyper", discrete=True, **changes):
     return Agent(envs, small_args(arch=arch, **changes))
 
 
-def normalise(norm, x, clip):
-    return torch.max(torch.min((x - norm.mean) / (norm.var + 1e-8).sqrt(), torch.tensor(clip)), torch.tensor(-clip))
+def outputs(agent, obs, latent):
+    """What the distribution is made of, the log-probabilities of all actions or the means, [B, A]; and values [B]."""
+    dist, value = agent(obs, latent)
+    return dist.logits if agent.discrete else dist.mean, value
+
+
+def normalise(norm, x):
+    return torch.max(torch.min((x - norm.mean) / (norm.var + 1e-8).sqrt(), torch.tensor(10)), torch.tensor(-10))
 
 
 def slow_base_network(layers, inputs, x):
@@ -500,17 +522,22 @@ def slow_base_network(layers, inputs, x):
 )
 def test_agent_is_a_base_network_per_sample(arch, hyper_layers, discrete):
     """Outputs on normalised, clipped inputs equal those of each sample's own tanh network."""
-    agent = random_(make_agent(arch, discrete, hyper_layers=hyper_layers, norm_clip=1.0))
+    agent = random_(make_agent(arch, discrete, hyper_layers=hyper_layers))
     agent.obs_norm.update(3 * randn(50, D) + 1)
     agent.latent_norm.update(2 * randn(50, 4) - 1)
     obs, latent = 3 * randn(6, D), 3 * randn(6, 4)
-    actor, value = agent.outputs(obs, latent)
-    assert actor.shape == (6, A) and value.shape == (6,)
+    obs[0, 0], obs[1, 2], latent[2, 3], latent[3, 0] = 100, -100, 100, -100  # so far out that they are clipped
+    given, value = outputs(agent, obs, latent)
+    assert given.shape == (6, A) and value.shape == (6,)
 
     policy = agent.policy
-    assert isinstance(policy, StandardPolicy if arch == "standard" else HyperPolicy)
-    obs, latent = normalise(agent.obs_norm, obs, 1.0), normalise(agent.latent_norm, latent, 1.0)
-    assert all((x.abs() == 1).any() and (x.abs() < 1).any() for x in (obs, latent))
+    layer_type = {"standard": nn.Linear, "hyper": HyperLinear, "film": FilmLinear}[arch]
+    assert all(isinstance(layer, layer_type) for layer in [*policy.actor, *policy.critic])
+    obs, latent = normalise(agent.obs_norm, obs), normalise(agent.latent_norm, latent)
+    assert all((x.abs() == 10).sum() == 2 and (x.abs() < 10).any() for x in (obs, latent))
+    actor, again = policy(obs, latent)
+    exactly(again, value)
+    closely(given, actor.log_softmax(-1) if discrete else actor)
     for b in range(6):
         inputs = (policy.obs_features[0].weight @ obs[b] + policy.obs_features[0].bias).tanh()
         x = (policy.embedding_features[0].weight @ latent[b] + policy.embedding_features[0].bias).tanh()
@@ -531,10 +558,10 @@ def test_bias_hyperinit_begins_without_the_embedding(arch, hyper_layers, discret
     """Before training, actions and values are the same for every embedding, and not for every observation."""
     agent = make_agent(arch, discrete, hyper_layers=hyper_layers).double()
     obs, latent = randn(1, D).expand(8, D), 5 * randn(8, 4)
-    actor, value = agent.outputs(obs, latent)
+    actor, value = outputs(agent, obs, latent)
     closely(actor, actor[:1].expand(8, A))
     closely(value, value[:1].expand(8))
-    actor, value = agent.outputs(randn(8, D), latent[:1].expand(8, 4))
+    actor, value = outputs(agent, randn(8, D), latent[:1].expand(8, 4))
     assert len(set(value.tolist())) == 8 and len(set(actor[:, 0].tolist())) == 8
     value.sum().backward()  # the embedding's influence is learned: the heads that are 0 have gradients
     stack = agent.policy.critic[0].weight if arch == "hyper" else agent.policy.critic[0].scale
@@ -611,22 +638,22 @@ def test_discrete_actions():
     """Log-probabilities and entropy by hand; the draws follow them; the greedy action is the likeliest."""
     agent = random_(make_agent())
     obs, latent = randn(8, D), randn(8, 4)
-    action, logprob, entropy, value = agent.get_action_and_value(obs, latent)
+    dist, value = agent(obs, latent)
+    action = dist.sample()
+    logprob, entropy = dist.log_prob(action), dist.entropy()
     assert action.shape == logprob.shape == entropy.shape == value.shape == (8,) and action.dtype == torch.long
-    logits, values = agent.outputs(obs, latent)
+    logits, values = agent.policy(agent.obs_norm(obs), agent.latent_norm(latent))
     exactly(value, values)
-    exactly(agent.get_value(obs, latent), values)
     for b in range(8):
         total = sum(math.exp(z) for z in logits[b].tolist())
         probs = [math.exp(z) / total for z in logits[b].tolist()]
         closely(logprob[b].item(), math.log(probs[action[b]]))
         closely(entropy[b].item(), -sum(p * math.log(p) for p in probs))
-        assert agent.get_greedy_action(obs, latent)[b] == probs.index(max(probs))
-        other = agent.get_action_and_value(obs, latent, torch.full((8,), 3))
-        closely(other[1][b].item(), math.log(probs[3]))
-    again = agent.get_action_and_value(obs, latent, action)
-    exactly(again, (action, logprob, entropy, value))
-    draws = agent.get_action_and_value(obs[:1].expand(20_000, D), latent[:1].expand(20_000, 4))[0]
+        assert dist.mode[b] == probs.index(max(probs))
+        closely(dist.log_prob(torch.full((8,), 3))[b].item(), math.log(probs[3]))
+    again, values = agent(obs, latent)
+    exactly((again.log_prob(action), again.entropy(), values), (logprob, entropy, value))
+    draws = agent(obs[:1].expand(20_000, D), latent[:1].expand(20_000, 4))[0].sample()
     assert_close(draws.bincount(minlength=A) / 20_000, logits[0].softmax(-1).float(), rtol=0, atol=0.02)
 
 
@@ -634,14 +661,15 @@ def test_continuous_actions():
     """A diagonal Gaussian: the density, the entropy and the draws by hand; the greedy action is the mean."""
     agent = random_(make_agent(discrete=False))
     obs, latent = randn(8, D), randn(8, 4)
-    action, logprob, entropy, value = agent.get_action_and_value(obs, latent)
+    dist, value = agent(obs, latent)
+    action = dist.sample()
+    logprob, entropy = dist.log_prob(action), dist.entropy()
     assert action.shape == (8, A) and logprob.shape == entropy.shape == value.shape == (8,)
     assert not action.requires_grad
-    means, values = agent.outputs(obs, latent)
+    means, values = agent.policy(agent.obs_norm(obs), agent.latent_norm(latent))
     log_std = agent.policy.log_std
     exactly(value, values)
-    exactly(agent.get_value(obs, latent), values)
-    exactly(agent.get_greedy_action(obs, latent), means)
+    exactly(dist.mode, means)
     for b in range(8):
         density, spread = 0.0, 0.0
         for i in range(A):
@@ -650,8 +678,9 @@ def test_continuous_actions():
             spread += 0.5 * math.log(2 * math.pi * math.e) + log_std[i]
         closely(logprob[b], density)
         closely(entropy[b], spread)
-    exactly(agent.get_action_and_value(obs, latent, action), (action, logprob, entropy, value))
-    draws = agent.get_action_and_value(obs[:1].expand(20_000, D), latent[:1].expand(20_000, 4))[0]
+    again, values = agent(obs, latent)
+    exactly((again.log_prob(action), again.entropy(), values), (logprob, entropy, value))
+    draws = agent(obs[:1].expand(20_000, D), latent[:1].expand(20_000, 4))[0].sample()
     z = (draws - means[0]) / log_std.exp()
     assert z.mean(0).abs().max() < 0.05 and (z.std(0) - 1).abs().max() < 0.05
 
@@ -661,10 +690,30 @@ def test_log_std_is_free_and_begins_at_0(arch):
     agent = make_agent(arch, discrete=False)
     exactly(agent.policy.log_std.detach(), torch.zeros(A))
     assert any(parameter is agent.policy.log_std for parameter in agent.policy.parameters())
-    assert not hasattr(make_agent(arch).policy, "log_std")
+    assert make_agent(arch).policy.log_std is None
     random_(agent)
-    entropy = agent.get_action_and_value(randn(8, D), randn(8, 4))[2]
+    entropy = agent(randn(8, D), randn(8, 4))[0].entropy()
     exactly(entropy, entropy[:1].expand(8))  # of no observation or embedding
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_an_agent_is_finite_if_all_of_it_is(discrete):
+    """Its parameters, its normalisers, and what it does with the observations and embeddings at hand."""
+    obs, latent = torch.randn(8, D), torch.randn(8, 4)
+    agent = make_agent(discrete=discrete)
+    assert agent.is_finite(obs, latent)
+    names = ["policy.actor.0.weight", "vae.encoder.gru.bias_hh_l0", "vae.reward_decoder.net.0.bias", "reward_norm.var"]
+    for name in names + ["policy.log_std"] * (not discrete):
+        for value in (torch.nan, torch.inf):
+            agent = make_agent(discrete=discrete)
+            agent.state_dict()[name].view(-1)[-1] = value
+            assert not agent.is_finite(obs, latent), name
+    agent = make_agent(discrete=discrete)
+    obs[5, 1] = torch.nan
+    assert not agent.is_finite(obs, latent)
+    if not discrete:  # every parameter is finite, and the standard deviation is not
+        agent.policy.log_std.data[2] = 100.0
+        assert not agent.is_finite(torch.randn(8, D), latent)
 
 
 def test_a_saved_agent_has_its_normalisers():
@@ -675,7 +724,7 @@ def test_a_saved_agent_has_its_normalisers():
     assert {f"{n}_norm.{x}" for n in ("obs", "latent", "reward") for x in ("mean", "var", "count")} <= set(state)
     copy.load_state_dict(state)
     obs, latent = torch.randn(8, D), torch.randn(8, 4)
-    exactly(copy.outputs(obs, latent), agent.outputs(obs, latent))
+    exactly(outputs(copy, obs, latent), outputs(agent, obs, latent))
     exactly(copy.reward_norm.var, agent.reward_norm.var)
 
 
@@ -710,32 +759,55 @@ def contents(batch):
     return [tuple(tuple(x[:length, b].flatten().tolist()) for x in batch[:4]) for b, length in enumerate(lengths)]
 
 
-def test_buffer_keeps_the_last_finished_meta_episodes():
-    """Four environments, meta-episodes of 1 to 6 steps, room for 5: what was put in comes out, number by number."""
+def rollout_of(obs, rewards, final_obs, dones):
+    """What the buffer reads of a rollout."""
+    nothing = dict.fromkeys(Rollout._fields)
+    return Rollout(**nothing | {"obs": obs, "rewards": rewards, "final_obs": final_obs, "dones": dones})
+
+
+def random_rollout(num_steps, widths, lengths, most):
+    """A rollout and its action vectors; `lengths` [N], of the running meta-episodes, go on, to `most` at the most."""
+    N = len(lengths)
+    obs, actions, rewards, final_obs = (torch.randn(num_steps, N, width) for width in widths)
+    dones = (torch.rand(num_steps, N) < 0.2).float()
+    for t, n in np.ndindex(num_steps, N):
+        if lengths[n] == most - 1:
+            dones[t, n] = 1
+        lengths[n] = 0 if dones[t, n] else lengths[n] + 1
+    return rollout_of(obs, rewards[:, :, 0], final_obs, dones), actions
+
+
+@pytest.mark.parametrize("num_steps", [1, 7, 40])
+def test_buffer_keeps_the_last_finished_meta_episodes(num_steps):
+    """Four environments, meta-episodes of 1 to 6 steps, room for 5: what was put in comes out, number by number.
+
+    Whole rollouts against appending one transition at a time to plain lists. Rollouts cut meta-episodes in two, have
+    several, or have more than there is room for.
+    """
     N, widths = 4, (2, 3, 1, 2)
     envs = SimpleNamespace(num_envs=N, obs_dim=2, action_dim=3, max_steps=6)
     buffer = MetaEpisodeBuffer(5, envs, torch.device("cpu"), seed=0)
-    running, finished, several = [[] for _ in range(N)], [], False
+    running, finished, several, lengths = [[] for _ in range(N)], [], False, [0] * N
 
     def plain(steps):
-        return tuple(tuple(x for step in steps for x in step[part].tolist()) for part in range(4))
+        return tuple(tuple(x for step in steps for x in step[part]) for part in range(4))
 
-    for _ in range(120):
-        parts = [torch.randn(N, width) for width in widths]  # obs, actions, rewards, next_obs
-        buffer.add(*parts)
-        for n in range(N):
-            running[n].append([part[n] for part in parts])
+    assert contents(buffer.running()) == [plain([])] * N
+    for _ in range(120 // num_steps + 1):
+        rollout, actions = random_rollout(num_steps, widths, lengths, 6)
+        buffer.add(rollout, actions)
+        for t in range(num_steps):
+            for n in range(N):
+                parts = rollout.obs[t, n], actions[t, n], rollout.rewards[t, n, None], rollout.final_obs[t, n]
+                running[n].append([part.tolist() for part in parts])
+            several |= rollout.dones[t].sum() > 1
+            for n in range(N):
+                if rollout.dones[t, n]:
+                    finished.append(plain(running[n]))
+                    running[n] = []
         assert contents(buffer.running()) == [plain(steps) for steps in running]
-
-        task_done = (torch.rand(N) < 0.2).numpy() | np.array([len(steps) == 6 for steps in running])
-        buffer.finish(task_done)
-        several |= task_done.sum() > 1
-        for n in np.flatnonzero(task_done):
-            finished.append(plain(running[n]))
-            running[n] = []
-        assert contents(buffer.running()) == [plain(steps) for steps in running]
+        assert buffer.size == min(len(finished), 5)
         if finished:
-            assert buffer.size == min(len(finished), 5)
             batch = buffer.sample(100)
             assert set(contents(batch)) == set(finished[-5:])
             longest = int(batch.lengths.max())
@@ -744,15 +816,117 @@ def test_buffer_keeps_the_last_finished_meta_episodes():
     assert several and len(finished) > 20 and len({len(steps[2]) for steps in finished}) == 6
 
 
+@pytest.mark.parametrize("num_rollouts", [1, 8])
+def test_a_loaded_buffer_continues(num_rollouts, tmp_path):
+    """Partly filled, or overwritten more than once: a file keeps what is in it, and what is drawn from it next."""
+    widths, lengths = (2, 3, 1, 2), [0] * 4
+    envs = SimpleNamespace(num_envs=4, obs_dim=2, action_dim=3, max_steps=6)
+    buffer, loaded = (MetaEpisodeBuffer(20, envs, torch.device("cpu"), seed) for seed in (0, 1))
+    for _ in range(num_rollouts):
+        buffer.add(*random_rollout(10, widths, lengths, 6))
+    assert 0 < buffer.size < 20 if num_rollouts == 1 else buffer.size == 20
+    torch.save(buffer.state_dict(), tmp_path / "buffer.pt")
+    loaded.load_state_dict(torch.load(tmp_path / "buffer.pt", weights_only=True))
+    for _ in range(3):
+        assert contents(loaded.running()) == contents(buffer.running())
+        assert loaded.size == buffer.size
+        exactly(tuple(loaded.sample(50)), tuple(buffer.sample(50)))
+        more = random_rollout(10, widths, lengths, 6)
+        buffer.add(*more)
+        loaded.add(*more)
+
+
 def test_buffer_draws_by_its_seed():
     envs = SimpleNamespace(num_envs=10, obs_dim=1, action_dim=1, max_steps=1)
 
     def draw(seed):
         buffer = MetaEpisodeBuffer(10, envs, torch.device("cpu"), seed)
-        buffer.add(*torch.arange(10.0)[:, None].expand(4, 10, 1))
-        buffer.finish(np.ones(10, bool))
+        numbers = torch.arange(10.0).view(1, 10, 1)
+        buffer.add(rollout_of(numbers, numbers[:, :, 0], numbers, torch.ones(1, 10)), numbers)
         return buffer.sample(1000).obs.flatten().tolist()
 
     assert draw(1) == draw(1) != draw(2)
     counts = Counter(draw(1))
     assert all(50 < counts[k] < 150 for k in range(10))  # uniformly, with replacement
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Meta-episodes and their summary
+
+
+class Chance(gym.vector.VectorEnv):
+    """Rewards and ends of episodes are random; `history` keeps (rewards, whether an episode ended) of every step."""
+
+    horizon, num_envs = 8, 5
+    single_observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    single_action_space = gym.spaces.Discrete(2)
+
+    def __init__(self):
+        self.rng, self.tasks, self.history = np.random.default_rng(0), np.zeros((5, 1)), []
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros((5, 1), np.float32), {}
+
+    def step(self, actions):
+        terminated, truncated = self.rng.random((2, 5)) < 0.15
+        rewards = self.rng.normal(1, 3, size=5)
+        self.history.append((rewards.tolist(), (terminated | truncated).tolist()))
+        return np.zeros((5, 1), np.float32), rewards, terminated, truncated, {}
+
+
+@pytest.mark.parametrize("gamma", [0.9, 1.0])
+@pytest.mark.parametrize("episodes_per_task", [1, 3])
+def test_discounted_returns(episodes_per_task, gamma):
+    """R_t = gamma R_t-1 + r_t; it begins anew with a meta-episode, and not with the episodes inside it."""
+    meta = MetaEpisodes(Chance(), episodes_per_task, gamma)
+    meta.reset(0)
+    discounted, episode, meta_episodes = [0.0] * 5, [0] * 5, 0
+    for step in range(200):
+        if step == 120:  # everything begins anew
+            meta.reset(0)
+            discounted, episode = [0.0] * 5, [0] * 5
+        given = meta.step(np.zeros(5, int))
+        rewards, ended = meta.envs.history[-1]
+        for i in range(5):
+            discounted[i] = gamma * discounted[i] + rewards[i]
+        assert given.discounted_returns.dtype == np.float32
+        assert given.discounted_returns.tolist() == pytest.approx(discounted, rel=1e-5, abs=1e-4)
+        for i in range(5):
+            episode[i] += ended[i]
+            if episode[i] == episodes_per_task:
+                episode[i], discounted[i], meta_episodes = 0, 0.0, meta_episodes + 1
+    assert meta_episodes > 60
+
+
+def meta_episode(returns, successes, lengths, env=0):
+    successes = None if successes is None else np.array(successes)
+    return MetaEpisode(env, np.array(returns), successes, np.array(lengths))
+
+
+def test_summary_by_hand():
+    """Three meta-episodes of two episodes. Standard errors are those of a sample: the variance has the divisor 2."""
+    played = [
+        meta_episode([1.0, 2.0], [0.0, 1.0], [4.0, 2.0]),  # return 3, 3 steps an episode
+        meta_episode([3.0, 5.0], [1.0, 1.0], [6.0, 6.0]),  # 8, 6
+        meta_episode([5.0, 2.0], [0.0, 1.0], [3.0, 3.0]),  # 7, 3
+    ]
+    expected = {
+        "meta_episodic_return": (6, math.sqrt((9 + 4 + 1) / 2 / 3)),
+        "episodic_return_ep1": (3, math.sqrt((4 + 0 + 4) / 2 / 3)),
+        "episodic_return_ep2": (3, math.sqrt((1 + 4 + 1) / 2 / 3)),
+        "success_ep1": (100 / 3, 100 * math.sqrt((1 / 9 + 4 / 9 + 1 / 9) / 2 / 3)),  # in percent
+        "success_ep2": (100, 0),
+        "episodic_length": (4, math.sqrt((1 + 4 + 1) / 2 / 3)),
+    }
+    summary = summarize(played)
+    assert set(summary) == set(expected)
+    for name, (mean, stderr) in expected.items():
+        assert summary[name] == {"mean": pytest.approx(mean), "stderr": pytest.approx(stderr), "count": 3}, name
+        assert [type(summary[name][key]) for key in ("mean", "stderr", "count")] == [float, float, int]  # for JSON
+
+
+def test_summary_without_success_and_of_a_single_meta_episode():
+    summary = summarize([meta_episode([1.5, -4.0, 2.0], None, [10.0, 1.0, 4.0])])
+    means = {"meta_episodic_return": -0.5, "episodic_length": 5.0}
+    means |= {"episodic_return_ep1": 1.5, "episodic_return_ep2": -4.0, "episodic_return_ep3": 2.0}
+    assert summary == {name: {"mean": mean, "stderr": 0.0, "count": 1} for name, mean in means.items()}
