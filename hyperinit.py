@@ -17,6 +17,7 @@ of the base layer's activation, as in `nn.init.calculate_gain` (ReLU: sqrt(2)).
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class HyperLinear(nn.Module):
 
     y = (sum_k x_k phi^k + phi_shared) applied to the input. The sum is linear in phi, so all K + 1 base layers are
     applied to the batch in one matrix product and their *results* are combined: the same arithmetic as generating the
-    weights, but the (B, out, in) weights are never written.
+    weights, but the (B, out, in) weights are never written. A new layer acts like a new nn.Linear on every embedding.
     """
 
     def __init__(self, in_features: int, out_features: int, embedding_features: int):
@@ -41,6 +42,12 @@ class HyperLinear(nn.Module):
         self.in_features, self.out_features, self.embedding_features = in_features, out_features, embedding_features
         self.weight = nn.Parameter(torch.zeros(embedding_features + 1, out_features, in_features))  # [K+1, out, in]
         self.bias = nn.Parameter(torch.zeros(embedding_features + 1, out_features, 1))  # [K+1, out, 1]
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Bias-HyperInit, Eq. (3), where f is nn.Linear's own initialisation, U(-a, a) with a = 1 / sqrt(in)."""
+        f = partial(nn.init.uniform_, a=-(self.in_features**-0.5), b=self.in_features**-0.5)
+        init_hyper_linear_(self, "bias", f, f, gain=1.0)
 
     def forward(self, inputs: Tensor, embedding: Tensor) -> Tensor:
         """Inputs [B, in], embedding (x, 1) [B, K+1] (ValueError without the 1); returns [B, out]. Eq. (2) and (3)."""
@@ -64,6 +71,11 @@ class FilmLinear(nn.Module):
         self.weight = nn.Parameter(torch.zeros(out_features, in_features))  # [out, in]
         self.scale = nn.Parameter(torch.zeros(embedding_features + 1, out_features, 1))  # [K+1, out, 1]
         self.shift = nn.Parameter(torch.zeros(embedding_features + 1, out_features, 1))  # [K+1, out, 1]
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As HyperLinear's: nn.Linear's own weight, scale 1 and shift 0 for every embedding."""
+        init_film_linear_(self, "bias", partial(nn.init.kaiming_uniform_, a=5**0.5))  # U(-a, a), a = 1 / sqrt(in)
 
     def forward(self, inputs: Tensor, embedding: Tensor) -> Tensor:
         """Inputs [B, in], embedding (x, 1) [B, K+1] (ValueError without the 1); returns [B, out]."""

@@ -1,4 +1,4 @@
-"""VariBAD with a hypernetwork policy, in one file.
+"""VariBAD with a hypernetwork policy, in one file (beside `hyperinit.py`, the layers, and `gridworld.py`).
 
 Meta-RL: train one agent over many tasks so that it adapts to a new one within an episode or two. VariBAD (Zintgraf et
 al., 2020) infers the task: a GRU reads (action, observation, reward) and gives a Gaussian posterior over a task
@@ -13,9 +13,10 @@ embeddings, VAE update. That is the algorithm. Below `main` stands what serves i
 buffer, tasks, presets, and `Run`, which logs and saves.
 
 Tensors are time-major and their shapes are noted with these letters: T steps, N environments, B batch, D observation,
-A action, L task embedding m (its posterior has a mean and a log-variance, 2L), H GRU state, K hypernetwork features,
-E steps whose ELBO is taken, J transitions that each of them decodes. `# META-RL:` marks where PPO differs from
-single-task PPO, `# NOTE:` where this code differs from the paper or from its authors' code.
+A action, L task embedding m, H GRU state, K hypernetwork features, E steps whose ELBO is taken, J transitions that
+each of them decodes. What the policy sees of m, its "embedding", is the posterior's mean and log-variance, 2L.
+`# META-RL:` marks where PPO differs from single-task PPO, `# NOTE:` where this code differs from the paper or from its
+authors' code.
 """
 
 from __future__ import annotations
@@ -79,12 +80,12 @@ class RunArgs:
     base_init: Literal["normc", "orthogonal", "kaiming"] = "normc"
     """f, the base network's own initialisation, which Bias- and Weight-HyperInit draw from"""
     embedding: Literal["posterior", "one-hot"] = "posterior"
-    """what the policy knows of the task: VariBAD's posterior, or the true task, one-hot (multi-task upper bound)"""
+    """what the policy knows about the task: VariBAD's posterior, or the true task, one-hot (multi-task upper bound)"""
     seed: int = 1  # seeds all randomness; on one CPU the same seed gives the same run, bit for bit
-    total_timesteps: WholeNumber = 4_000_000  # frames (steps of all environments) to train for; 2e6 is understood
+    total_timesteps: WholeNumber = 4_000_000  # frames (steps of all environments) to train for; 2e6 works too
     exp_name: str = ""  # added to the run folder's name, to tell runs apart that differ in other flags
     runs_dir: str = "runs"  # folder that holds the run folders
-    resume: str | None = None  # a run folder to continue; only flags that leave the results alone may change
+    resume: str | None = None  # a run folder to continue; only flags that do not affect the results may change
     evaluate: str | None = None  # a run folder, checkpoint.pt or model.pt to evaluate instead of training
     save_model: bool = False  # save agent, normalisers and arguments to model.pt at the end
     checkpoint_interval: int = 1000  # iterations between checkpoints (0: none, the run cannot be resumed)
@@ -100,9 +101,8 @@ class RunArgs:
 
 @dataclass
 class TaskArgs:
-    episodes_per_task: int = (
-        4  # episodes per meta-episode; if several, the observation gets a flag "episode just ended"
-    )
+    episodes_per_task: int = 4
+    """episodes per meta-episode; if more than one, a flag "episode just ended" joins the observation"""
     grid_size: int = 5  # Grid-World: cells per side
     grid_horizon: int = 15  # Grid-World: steps per episode
     grid_goals: Literal["all", "far"] = "all"
@@ -114,7 +114,7 @@ class TaskArgs:
 class PPOArgs:
     num_envs: int = 16  # parallel environments
     num_steps: int = 60  # steps of each environment per iteration
-    learning_starts: int = 5000  # frames before the first update; the first iteration never updates
+    learning_starts: int = 5000  # frames before the first update; PPO also skips the first iteration
     learning_rate: float = 7e-4  # of the policy's Adam
     adam_eps: float = 1e-8  # epsilon of every Adam
     gamma: float = 0.95  # discount per step
@@ -151,8 +151,8 @@ class VAEArgs:
     vae_buffer: WholeNumber = 100_000  # meta-episodes kept for the VAE
     vae_batch: int = 25  # meta-episodes per VAE update
     vae_updates: int = 3  # VAE updates per iteration
-    vae_subsample: int = 0  # steps whose ELBO is taken, and transitions that each decodes, drawn at random (0: all)
-    kl_weight: float = 0.25  # weight of the KL terms against the reconstruction terms, of one meta-episode
+    vae_subsample: int = 0  # random steps whose ELBO is taken, and random transitions that each decodes (0: all)
+    kl_weight: float = 0.25  # weight of the KL against the reconstruction, of one meta-episode
 
 
 @dataclass
@@ -178,6 +178,7 @@ def init_base_network_(layers: nn.ModuleList, head: Literal["discrete", "continu
     discrete actions, normc with gain 1 for continuous ones, and PyTorch's default for the critic.
     """
     for layer in layers:
+        # The gain, which HFI and HFO use, is that of the layer's activation; the output has none.
         f_weight, f_bias, gain = BASE_INITS[args.base_init], nn.init.zeros_, TANH_GAIN
         if layer is layers[-1]:
             gain = 1.0
@@ -186,7 +187,7 @@ def init_base_network_(layers: nn.ModuleList, head: Literal["discrete", "continu
             elif head == "continuous":
                 f_weight = normc_
             else:
-                bound = args.base_layers[-1] ** -0.5  # PyTorch's default: U(+-1 / sqrt(fan-in)) for weight and bias
+                bound = args.base_layers[-1] ** -0.5  # PyTorch's default: U(+-1 / sqrt(fan-in)), also for the bias
                 f_weight = f_bias = partial(nn.init.uniform_, a=-bound, b=bound)
         if isinstance(layer, HyperLinear):
             init_hyper_linear_(layer, args.init, f_weight, f_bias, gain)
@@ -198,7 +199,7 @@ def init_base_network_(layers: nn.ModuleList, head: Literal["discrete", "continu
 
 
 def feature_layer(size: int, units: int) -> tuple[nn.Module, int]:
-    """A linear + tanh layer and its width; with 0 units nothing, and the input's own width."""
+    """A linear + tanh layer and its width; with 0 units the identity and the input's width."""
     return (nn.Sequential(nn.Linear(size, units), nn.Tanh()), units) if units else (nn.Identity(), size)
 
 
@@ -208,7 +209,7 @@ class Policy(nn.Module):
     hyper (section 4.1): the embedding's features x pass the hypernetwork's hidden layers, if any, and its heads, which
     generate the weights of both base networks; the heads are kept inside the layers (`hyperinit.py`).
     film (section 4.3): x scales and shifts the layers. standard (section 3.2): x is an input beside the observation's.
-    NOTE: HFI, HFO and Weight-HyperInit assume |x|^2 = K; behind tanh, and PyTorch's hidden layers, x is smaller.
+    NOTE: HFI, HFO and Weight-HyperInit assume |x|^2 = K; behind tanh x is smaller, and so are the weights it generates.
     """
 
     def __init__(self, obs_dim: int, embedding_dim: int, actor_dim: int, discrete: bool, args: Args):
@@ -281,7 +282,7 @@ class Encoder(nn.Module):
     def encode(self, actions: Tensor, next_obs: Tensor, rewards: Tensor) -> Tensor:
         """GRU states before the first and after every step of meta-episodes [T, B, .]: [T+1, B, H]."""
         start = actions.new_zeros(actions.shape[1], self.gru.hidden_size)
-        if len(actions) == 0:
+        if len(actions) == 0:  # at the beginning there is no transition yet, and nn.GRU refuses an empty sequence
             return start[None]
         return torch.cat([start[None], self.hiddens(actions, next_obs, rewards, start)])
 
@@ -406,8 +407,8 @@ class RunningMeanStd(nn.Module):
 class Agent(nn.Module):
     """VAE, policy, and the normalisers of its inputs: all that a saved model needs.
 
-    What the agent knows of the task is its belief [N, H]: the encoder's GRU state, from which the embedding follows.
-    With --embedding one-hot belief and embedding are the true task's number (section 4.1), and there is no VAE.
+    What the agent knows about the task is its belief [N, H]: the encoder's GRU state, from which the embedding follows.
+    With --embedding one-hot both are the true task, one-hot [N, number of tasks] (section 4.1), and there is no VAE.
     """
 
     def __init__(self, envs: MetaEpisodes, args: Args):
@@ -477,8 +478,8 @@ def compute_gae(
     """Generalised advantage estimates (Schulman et al., 2016), [T, N].
 
     META-RL: `dones` [T, N] is 1 where a *meta-episode* ended: the objective is the return of the whole meta-episode,
-    Eq. (1), so advantages flow across the episodes inside it. There `final_values` [T, N] stands for the value of what
-    followed: that of the last observation at a time limit, 0 at a true end. next_value [N] follows the last step.
+    Eq. (1), so advantages flow across the episodes inside it. Where it is 1, `final_values` [T, N] replaces the next
+    step's value: that of the last observation if time ran out, otherwise 0. next_value [N] follows the last step.
     """
     next_values = torch.cat([values[1:], next_value[None]])  # [T, N]
     deltas = rewards + gamma * torch.where(dones.bool(), final_values, next_values) - values  # [T, N]
@@ -546,7 +547,7 @@ def elbo_loss(vae: VAE, batch: Batch, subsample_limit: int, kl_weight: float) ->
 
 
 class Rollout(NamedTuple):
-    """What one step of all environments leaves for the update; stacked over time, [T, N, .]."""
+    """What the update needs from a step of all environments [N, .]; stacked over time [T, N, .], or flat [T * N, .]."""
 
     obs: Tensor  # before the action, [N, D]
     embeddings: Tensor  # [N, 2L]
@@ -556,7 +557,7 @@ class Rollout(NamedTuple):
     final_obs: Tensor  # what the action led to, [N, D]
     rewards: Tensor  # raw, [N]
     dones: Tensor  # 1 where the meta-episode ended, [N]
-    final_values: Tensor  # where it ran out of time, of what would have followed, [N]
+    final_values: Tensor  # value of the last observation where time ran out, otherwise 0, [N]
     discounted_returns: Tensor  # of the meta-episode so far, [N]
 
 
@@ -565,17 +566,17 @@ def main(args: Args) -> Path | None:
     check_args(args)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     if args.evaluate is not None:
+        torch.set_num_threads(args.threads)
         agent, envs = load_agent(args.evaluate, args)
         print(format_evaluations(evaluate_groups(agent.to(device), envs, args)))
         return None
 
     # --- Set-up
-    torch.set_num_threads(1)  # more threads only help the updates; rollouts have few rows
+    torch.set_num_threads(1)  # --threads are for updates and evaluation; a rollout's few rows gain nothing from them
     torch.backends.cudnn.deterministic = args.torch_deterministic
     seeds = seeds_of(args)
     torch.manual_seed(seeds["torch"])
     batch_size = args.num_envs * args.num_steps
-    num_iterations = args.total_timesteps // batch_size
     with refusing_sizes():
         envs, eval_envs = make_envs(args, args.num_envs), make_eval_envs(args)
         agent = Agent(envs, args).to(device)
@@ -588,17 +589,18 @@ def main(args: Args) -> Path | None:
         stateful["vae_optimizer"] = vae_optimizer
 
     with Run(args, stateful) as run:  # folder, log, progress, signals; with --resume it restores all that is stateful
-        for iteration in range(run.iteration + 1, num_iterations + 1):
-            run.evaluate(agent, eval_envs)  # where it is due: before training, every --eval-interval iterations
+        for iteration in range(run.iteration + 1, run.num_iterations + 1):
+            run.evaluate(agent, eval_envs)  # if due: before training, then every --eval-interval iterations
 
             # --- Rollout. META-RL: the encoder's memory continues through episodes and is cleared only when the task
             # changes. The encoder has changed since the last rollout, so the running meta-episodes are encoded again.
             steps: list[Rollout] = []
             next_obs = to_tensor(envs.next_obs, device)  # [N, D]
             with torch.no_grad():
-                belief = agent.initial_belief(envs)  # [N, H]
                 if agent.vae is not None:
-                    belief = agent.vae.encoder.last_hiddens(buffer.running())
+                    belief = agent.vae.encoder.last_hiddens(buffer.running())  # [N, H]
+                else:
+                    belief = agent.initial_belief(envs)  # [N, number of tasks]
                 for _ in range(args.num_steps):
                     obs, embedding = next_obs, agent.embedding(belief)  # [N, D], [N, 2L]
                     dist, value = agent(obs, embedding)
@@ -671,9 +673,9 @@ def main(args: Args) -> Path | None:
             agent.reward_norm.update(rollout.discounted_returns.flatten()[:, None])
             torch.set_num_threads(1)
 
-            # --- Log; stop at what is not finite; write a checkpoint where one is due
+            # --- Log; stop if anything is not finite; write a checkpoint if one is due
             scalars = mean_scalars("losses", ppo_log) | mean_scalars("vae", vae_log)
-            if ppo_log:
+            if ppo_log and b_returns.var() > 0:
                 unexplained = (b_returns - b.values).var() / b_returns.var()
                 scalars["losses/explained_variance"] = 1 - unexplained.item()
             finite = agent.is_finite(next_obs, agent.embedding(belief))
@@ -712,8 +714,9 @@ def evaluate(
 ) -> list[MetaEpisode]:
     """Plays one meta-episode per task under the greedy policy; returns them in the order of the tasks.
 
-    The initial states are those of `seed`, and so are the tasks, one per environment, unless they are given or finitely
-    many: then they take turns, in rounds of as many as there are environments. Nothing of the training is touched.
+    `seed` fixes the initial states. The tasks are the given ones, or else all of a finite family (repeated to fill the
+    environments), or else one drawn for each environment. More tasks than environments are played in rounds. Training
+    is not touched.
     On Grid-World, every goal once, policy and environment are deterministic, so that the mean is the exact expectation.
     """
     device = agent.obs_norm.mean.device
@@ -763,7 +766,7 @@ def evaluate_groups(
 ) -> dict[str, Summary]:
     """Summaries of evaluations: "eval", of tasks that may be trained on, and on Meta-World "test", of held-out ones.
 
-    If these are of several classes, also of every class, for example "test/door-close-v3".
+    Where a group has several classes, also of every class, for example "test/door-close-v3".
     """
     seed = seeds_of(args)["eval_envs"]
     if args.env not in META_WORLD:
@@ -880,7 +883,7 @@ class MetaEpisodes:
         obs, rewards, terminated, truncated, _ = self.envs.step(actions)
         success = self.envs.success if self.has_success else False
         finite = np.isfinite(obs).all(axis=1) & np.isfinite(rewards)  # [N]
-        if not finite.all():  # the episode ends where it stood, with nothing for the step
+        if not finite.all():  # the episode ends at the previous observation, with reward 0 for the step
             obs = np.where(finite[:, None], obs, self.next_obs[:, : obs.shape[1]])
             rewards, success, terminated = np.where(finite, rewards, 0.0), success & finite, terminated | ~finite
             self.blow_ups += int((~finite).sum())
@@ -899,6 +902,7 @@ class MetaEpisodes:
             self.finished.append(MetaEpisode(i, self.returns[i].copy(), successes, self.lengths[i].copy()))
             self.returns[i] = self.successes[i] = self.lengths[i] = 0
 
+        # A reset returns the observations of all environments, also of those that it leaves alone.
         final_obs, new_task = self.add_flag(obs, episode_done), task_done & (not self.tasks_stay)
         if (same_task := episode_done & ~new_task).any():
             obs, _ = self.envs.reset(options={"reset_mask": same_task, "tasks": self.envs.tasks})
@@ -1126,7 +1130,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv):
         rewards = self.reward((self.location() - before) / self.dt, actions)
         obs = self.observe().astype(np.float32)
         blown_up = np.concatenate(self.warnings).reshape(self.num_envs, -1)[:, UNSTABLE].any(axis=1)  # [N]
-        for i in np.flatnonzero(blown_up):  # MuJoCo has put the robot back to the start by itself
+        for i in np.flatnonzero(blown_up):  # MuJoCo has already reset the robot
             obs[i] = np.nan
             self.warnings[i][:] = 0
         return obs, rewards, self.unhealthy(), self.elapsed >= self.horizon, {}
@@ -1257,7 +1261,7 @@ class AntDir(DirectionTask):
 
 
 class Humanoid(DirectionTask):
-    """Ends when the torso leaves 1 < z < 2. Reward, with v of the centre of mass:
+    """Ends when the torso leaves 1 <= z <= 2. Reward, with v of the centre of mass:
 
     1.25 v . d - 0.1 |ctrl|^2 - min(0.5e-6 |contact forces|^2, 10) + 5.
     """
@@ -1339,7 +1343,7 @@ class MetaWorldEnv(gym.Env):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         obs, reward, _, _, info = self.robot.step(np.clip(action, -1, 1))
-        if self.robot.data.warning.number[UNSTABLE].any():  # MuJoCo has put the robot back to the start by itself
+        if self.robot.data.warning.number[UNSTABLE].any():  # MuJoCo has already reset the robot
             obs = np.full_like(obs, np.nan)
         return obs.astype(np.float32), reward, False, False, {"success": bool(info["success"])}
 
@@ -1459,7 +1463,7 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv):
 # Presets, parsing, checks
 
 # The authors' released configuration (VariBAD's for Humanoid), where it is not Grid-World's above. NOTE: kl_weight is
-# per trajectory; theirs is multiplied by the batch size, because they sum the KL over the batch.
+# theirs times their batch size, because they sum the KL over the batch and we average it (Grid-World: VariBAD's 0.01).
 # fmt: off
 MUJOCO = {
     "total_timesteps": 100_000_000, "checkpoint_interval": 100, "episodes_per_task": 1, "num_steps": 200,
@@ -1511,7 +1515,7 @@ def parse_whole_number(words: list[str]) -> int:
     raise ValueError(f"{words[0]!r} is not a whole number; write it like 2000000 or 2e6.")
 
 
-WholeNumber = Annotated[
+WholeNumber = Annotated[  # an int that may also be written 2e6
     int,
     tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
@@ -1546,6 +1550,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Args:
     path = early.resume or early.evaluate
     default = load_saved(path, mmap=True)[1] if path else make_args(early.env if early.env in PRESETS else "Grid-World")
     groups = [group(**{f.name: getattr(default, f.name) for f in fields(group)}) for group in Args.__bases__[::-1]]
+    # tyro shows a group per nested dataclass: nest, parse, flatten again.
     by_group = make_dataclass("Args", [(type(group).__name__.removesuffix("Args"), type(group)) for group in groups])
     options = {"description": __doc__.partition("\n")[0], "config": (tyro.conf.OmitArgPrefixes,)}
     parsed = tyro.cli(by_group, default=by_group(*groups), args=argv, **options)
@@ -1564,7 +1569,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Args:
 
 
 def check_args(args: Args) -> None:
-    """Refuses values that cannot work or would mislead, with one sentence and exit status 2."""
+    """Rejects values that cannot work or would mislead, with one sentence and exit status 2."""
     may_be_zero = {"seed", "checkpoint_interval", "eval_interval", "learning_starts", "gae_lambda", "ent_coef"}
     may_be_zero |= {"vf_coef", "state_features", "embedding_features", "action_embedding", "vae_subsample", "kl_weight"}
     at_most = {"gamma": 1, "gae_lambda": 1, "threads": 1024, "grid_size": 100}
@@ -1945,8 +1950,11 @@ if __name__ == "__main__":
     try:
         main(parse_args())
     except KeyboardInterrupt:
-        print("\nstopped by Ctrl-C before the run began.", file=sys.stderr)
+        print("\nstopped by Ctrl-C.", file=sys.stderr)
         raise SystemExit(130) from None
     except OSError as error:  # a full disk, a folder that went away, a worker that died
-        print(f"\nerror: {error}: the run was stopped; mend that and continue it with --resume.", file=sys.stderr)
+        print(
+            f"\nerror: {error}: stopped; once that is fixed, a run that has a checkpoint continues with --resume.",
+            file=sys.stderr,
+        )
         raise SystemExit(1) from None

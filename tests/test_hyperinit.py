@@ -158,6 +158,46 @@ def test_embedding_without_the_appended_one_is_refused_with_the_fix(layer_class)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# New layers
+
+
+@pytest.mark.parametrize("layer_class", [HyperLinear, FilmLinear])
+def test_new_layer_is_nn_linear_for_any_embedding(layer_class):
+    """Also after `reset_parameters`: it takes the draws that nn.Linear would take."""
+    torch.manual_seed(1)
+    linear = nn.Linear(5, 7, bias=layer_class is HyperLinear)
+    torch.manual_seed(1)
+    layers = [layer_class(5, 7, 4)]
+    layers.append(blank(layer_class(5, 7, 4)))
+    torch.manual_seed(1)
+    layers[1].reset_parameters()
+    inputs = torch.randn(7, 5)
+    embeddings = with_one(torch.cat([torch.randn(3, 4), 1e6 * torch.randn(3, 4), torch.zeros(1, 4)]))
+    for layer in layers:
+        assert_close(layer(inputs, embeddings), linear(inputs))
+
+
+@pytest.mark.parametrize("layer_class", [HyperLinear, FilmLinear])
+def test_new_layer_learns_what_the_embedding_says(layer_class):
+    """Every task scales and shifts the same linear map, which both layers can do exactly."""
+    layer = layer_class(4, 3, 5)
+    stacks = [layer.weight, layer.bias] if layer_class is HyperLinear else [layer.scale, layer.shift]
+    inputs, tasks = torch.randn(300, 4), torch.arange(300) % 5
+    scales, shifts = torch.randn(2, 5, 3)
+    targets = scales[tasks] * (inputs @ torch.randn(4, 3)) + shifts[tasks]
+    embedding = with_one(F.one_hot(tasks, 5).float())
+    optimiser, losses = torch.optim.Adam(layer.parameters(), lr=0.05), []
+    for step in range(500):
+        losses.append(F.mse_loss(layer(inputs, embedding), targets))
+        optimiser.zero_grad()
+        losses[-1].backward()
+        if step == 0:  # the head's weight starts at 0, but not its gradient
+            assert all(not stack[:-1].any() and stack.grad[:-1].flatten(1).any(dim=1).all() for stack in stacks)
+        optimiser.step()
+    assert losses[-1] < 1e-3 * losses[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Schemes that are defined by a distribution of the head
 
 GAIN = 5 / 3
