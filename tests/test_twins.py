@@ -49,7 +49,8 @@ LINES = {
         r"buffer|vae|latent_norm|agent\.policy|b_returns|b_advantages|mb_inds|\bb = |belief = agent\.initial_belief"
         r"|obs, embedding = |agent\(obs, embedding\)$|decision = |else:$",
         r"memory|beliefs|sequence|mb_envs|\bmb\.|\breturns|agent\.parameters|action_vectors|obs = next_obs$"
-        r"|agent\(obs, agent\.embedding\(belief\)\)$|decision = |else:$|advantages = \(|mean_scalars\('losses', ppo_log\)$",
+        r"|agent\(obs, agent\.embedding\(belief\)\)$|decision = |else:$|advantages = \("
+        r"|mean_scalars\('losses', ppo_log\)$",
     ),
     "check_args": (
         r"vae_subsample|decode|one-hot|num_minibatches",
