@@ -882,14 +882,14 @@ def make_seeds_table(rows: dict[str, dict[str, str]], runs: Sequence[Run]) -> st
 
 
 def readme_blocks(rows: dict[str, dict[str, str]]) -> dict[str, str]:
-    """The generated parts of the README, by name."""
+    """The generated parts of the README, by name; empty where there are no rows to make one from."""
     kept = {target: kept_runs(rows, target) for target in TARGETS}
-    blocks = {target: make_table(rows, kept[target], target) for target in PAPER if kept[target]}
+    blocks = {target: make_table(rows, kept[target], target) if kept[target] else "" for target in PAPER}
     for target, name in (("table1", "curves of all"), ("figure1", "curves of figure 1")):
-        if any(run.env == "Grid-World" for run in kept[target]):
-            blocks[name] = make_curve_table(rows, kept[target], "Grid-World")
+        on_grid = any(run.env == "Grid-World" for run in kept[target])
+        blocks[name] = make_curve_table(rows, kept[target], "Grid-World") if on_grid else ""
     every = dict.fromkeys(run for target in ("table1", "table2", "figure1", "figure3") for run in kept[target])
-    return blocks | {"seeds": make_seeds_table(rows, list(every))}
+    return blocks | {"seeds": make_seeds_table(rows, list(every)) if every else ""}
 
 
 def fill_readme(text: str, blocks: dict[str, str]) -> str:
@@ -897,15 +897,16 @@ def fill_readme(text: str, blocks: dict[str, str]) -> str:
     for name, block in blocks.items():
         before, start, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- end of {name} -->")
-        text = f"{before}{start}{block}\n{end}{after}" if start and end else text
+        lines = block and f"{block}\n"
+        text = f"{before}{start}{lines}{end}{after}" if start and end else text
     return text
 
 
 def make_readme(results_dir: Path) -> None:
     """Rewrites the README's generated parts and the pictures of figures 1 and 3 from the rows in results_dir."""
+    if not results_dir.is_dir():
+        fail(f"there is no folder {results_dir}: do some runs, or choose another --results-dir.")
     rows = read_rows(results_dir)
-    if not rows:
-        fail(f"there are no rows in {results_dir}: do some runs, or choose another --results-dir.")
     readme = ROOT / "README.md"
     readme.write_text(fill_readme(readme.read_text(), readme_blocks(rows)))
     for target in ("figure1", "figure3"):

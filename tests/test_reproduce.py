@@ -163,7 +163,7 @@ def test_quick_cut():
         ("figure1 --workers -1", "must be 0 or more"),
         ("figure1 --quick --runs-dir README.md/runs", "cannot"),
         ("figure1 --quick --results-dir README.md", "cannot"),
-        ("readme --results-dir nowhere", "no rows"),
+        ("readme --results-dir nowhere", "there is no folder nowhere"),
         ("readme --list", "readme does no runs"),
         ("readme --results-dir nowhere --envs Walker", "readme does no runs"),
         ("figure4", "figure4"),
@@ -769,7 +769,6 @@ GONE = {"compile": False, "norm_clip": 10.0, "torch_threads": 1}  # flags of old
 
 def test_kept_rows_are_what_their_commands_give_today():
     rows = reproduce.read_rows(ROOT / "results")
-    assert len(rows) >= 124
     for command, row in rows.items():
         script, *flags = shlex.split(command)
         args = SCRIPTS[script].parse_args(flags)
@@ -814,16 +813,56 @@ def test_readme_is_made_from_the_kept_rows():
     rows = reproduce.read_rows(ROOT / "results")
     text = (ROOT / "README.md").read_text()
     blocks = reproduce.readme_blocks(rows)
-    assert "table1" in blocks
     assert re.findall(r"<!-- end of (.*) -->", text) == [name for name in re.findall(r"<!-- (?!end)(.*) -->", text)]
     assert sorted(re.findall(r"<!-- (?!end)(.*) -->", text)) == sorted(blocks)
     assert reproduce.fill_readme(text, blocks) == text
 
 
+def test_readme_of_no_rows_then_of_some(tmp_path, monkeypatch, capsys):
+    """Its generated parts are empty, and filled as soon as there are rows; what stands around them is left alone."""
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "results").mkdir()
+    names = sorted(reproduce.readme_blocks({}))
+    assert names == ["curves of all", "curves of figure 1", "seeds", "table1", "table2"]
+    empty = "before\n" + "\n".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in names) + "after\n"
+    readme = tmp_path / "README.md"
+    readme.write_text(empty.replace("-->\n<!-- end", "-->\n| old |\n<!-- end"))
+    args = Args("readme", results_dir=str(tmp_path / "results"))
+    reproduce.main(args)
+    assert readme.read_text() == empty
+    assert not list((tmp_path / "pictures").iterdir()) and not capsys.readouterr().out
+
+    for seed in (1, 2, 3):
+        curve = json.dumps([[10, 1.0], [20, 2.0 + seed]])
+        row = fake_row(Run("Grid-World", "bias", seed, 20), 2.0 + seed, curve=curve, wall_time="36")
+        reproduce.append_row(row, tmp_path / "results")
+    reproduce.main(args)
+    text = readme.read_text()
+    blocks = dict(re.findall(r"<!-- (?!end)(.*?) -->\n(.*?)<!-- end of \1 -->", text, re.S))
+    assert "| Bias-HyperInit | 4.0 ± 0.6 (3 seeds) | 36.7 ± 0.2 |" in blocks["table1"]
+    assert blocks["curves of all"] == blocks["curves of figure 1"] and "| 4.0 ± 0.6 |" in blocks["curves of all"]
+    assert "| 1, 2, 3 | 3.00, 4.00, 5.00 | 0.0 |" in blocks["seeds"] and blocks["table2"] == ""
+    assert text.startswith("before\n<!-- ") and text.endswith("-->\nafter\n")
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"figure1.png", "figure1.svg"}
+
+
+def test_rows_of_earlier_defaults_are_kept_apart():
+    """They can be read still, and no table takes them for today's."""
+    earlier = reproduce.read_rows(ROOT / "results" / "before-fair-defaults")
+    assert len(earlier) == 124 and {row["env"] for row in earlier.values()} == {"Grid-World", "Cheetah-Dir", "Walker"}
+    today = reproduce.read_rows(ROOT / "results")
+    assert not {row["started"] for row in today.values()} & {row["started"] for row in earlier.values()}
+
+
 @pytest.mark.parametrize("target", ["figure1", "figure3"])
 def test_pictures_are_made_from_the_kept_rows(target, tmp_path):
+    """And there is none without rows, in the folder or in the README."""
     rows = reproduce.read_rows(ROOT / "results")
-    reproduce.draw(target, rows, reproduce.kept_runs(rows, target), tmp_path / target)
-    kept = ROOT / "pictures" / f"{target}.svg"
+    runs, kept = reproduce.kept_runs(rows, target), ROOT / "pictures" / f"{target}.svg"
+    if not runs:
+        assert not list(kept.parent.glob(f"{target}.*")) and f"{target}.png" not in (ROOT / "README.md").read_text()
+        return
+    reproduce.draw(target, rows, runs, tmp_path / target)
     assert (tmp_path / f"{target}.svg").read_bytes() == kept.read_bytes()
     assert (ROOT / "pictures" / f"{target}.png").stat().st_size < 300_000
