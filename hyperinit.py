@@ -108,9 +108,10 @@ def default_hyper_(stack: Tensor, init: BaseInit) -> Tensor:
     """W ~ init as an ordinary matrix [P, K], b = 0; stack [K+1, out, in]. See section 3.3 of the paper.
 
     This keeps the scale of the head's *output*, but that output is weights: whatever the fan-in of its layer, a
-    generated parameter has variance 2 under Kaiming (He et al., 2015), so that a base layer multiplies the variance of
-    its input by 2 d_j and saturates; 1 under normc (Baselines); d_k / P under orthogonal (1 where P < d_k; Saxe et al.,
-    2014), which gives orthogonal embeddings orthogonal base networks, but small ones.
+    generated parameter has variance g^2 under Kaiming (He et al., 2015) and normc (Baselines), so that a base layer
+    multiplies the variance of its input by g^2 d_j and saturates; g^2 d_k / P under orthogonal (g^2 where P < d_k; Saxe
+    et al., 2014), which gives orthogonal embeddings orthogonal base networks, but small ones. The gain g is 5/3, as in
+    the authors' code, which passes the gain of the base network's tanh to the head.
     """
     init(stack.detach()[:-1].view(len(stack) - 1, -1).T)  # a view
     nn.init.zeros_(stack[-1])
@@ -185,7 +186,12 @@ def bias_hyperinit_(stack: Tensor, f: BaseInit) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------------
 # One call per layer.
 
-DEFAULTS = {"kaiming": nn.init.kaiming_normal_, "normc": normc_, "orthogonal": nn.init.orthogonal_}
+TANH_GAIN = nn.init.calculate_gain("tanh")  # 5/3
+DEFAULTS = {
+    "kaiming": partial(nn.init.kaiming_uniform_, nonlinearity="tanh"),
+    "normc": partial(normc_, gain=TANH_GAIN),
+    "orthogonal": partial(nn.init.orthogonal_, gain=TANH_GAIN),
+}
 HYPER_SCHEMES = ("bias", "weight", "hfi", "hfo", *DEFAULTS)
 FILM_SCHEMES = ("bias", *DEFAULTS)
 

@@ -491,16 +491,20 @@ def compare_initialisers() -> Figure:
     print(f"base network {sizes}, {FEATURES} embedding features, {TASKS} tasks, mean of {DRAWS} draws; bias is f alone")
     print("init         scale of layer 1, 2, 3   saturated %   spread of actions   likeness of two tasks")
     figure = Figure((13, 4), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    (left, middle, right), ends = figure.subplots(1, 3), []
     for k, scheme in enumerate(HYPER_SCHEMES):
         mean = {name: torch.stack([draw[name] for draw in draws[scheme]]).mean(0) for name in draws[scheme][0]}
         scales = "".join(f"{value:8.2f}" for value in mean["scale"])
         print(f"{scheme:12} {scales} {mean['saturated']:13.0f} {mean['spread']:19.2f} {mean['likeness']:23.2f}")
         bold = {"lw": 3, "color": "black", "zorder": 3} if scheme == "bias" else {"color": f"C{k}"}
         left.plot([1, 2, 3], mean["scale"], "o-", **bold)
-        left.text(3.08, mean["scale"][-1], scheme, va="center", color=bold["color"])
+        ends.append((mean["scale"][-1].item(), scheme, bold["color"]))
         middle.scatter([k] * TASKS, draws[scheme][0]["actions"], s=14, alpha=0.5, color=bold["color"])
         right.bar(k, mean["likeness"], color=bold["color"])
+    height = float("inf")
+    for scale, scheme, color in sorted(ends, reverse=True):
+        height = min(scale, height / 1.25)  # no name over another
+        left.text(3.08, height, scheme, va="center", color=color)
     left.set(yscale="log", xlim=(0.9, 3.7), xticks=[1, 2, 3], xlabel="layer (grey: where tanh works)")
     left.set(title="Scale of activations before tanh")
     left.axhspan(0.3, 3, color="0.9", zorder=0)

@@ -178,12 +178,13 @@ def init_base_network_(layers: nn.ModuleList, head: Literal["discrete", "continu
     discrete actions, normc with gain 1 for continuous ones, and PyTorch's default for the critic.
     """
     for layer in layers:
-        # The gain, which HFI and HFO use, is that of the layer's activation; the output has none.
+        # The gain, which HFI and HFO use, is that of the layer's activation; for discrete actions' logits, that of f.
         f_weight, f_bias, gain = BASE_INITS[args.base_init], nn.init.zeros_, TANH_GAIN
         if layer is layers[-1]:
             gain = 1.0
             if head == "discrete":
-                f_weight = partial(nn.init.orthogonal_, gain=0.01)
+                gain = 0.01
+                f_weight = partial(nn.init.orthogonal_, gain=gain)
             elif head == "continuous":
                 f_weight = normc_
             else:

@@ -204,9 +204,9 @@ GAIN = 5 / 3
 
 # Variance of a generated (weight, bias) for an embedding of unit variance. An entry of W has 1 / d_k of it.
 GENERATED_VARIANCE = {
-    "kaiming": lambda d_k, d_j, d_i: (2, 2),
-    "normc": lambda d_k, d_j, d_i: (1, 1),
-    "orthogonal": lambda d_k, d_j, d_i: (d_k / max(d_k, d_i * d_j), d_k / max(d_k, d_i)),
+    "kaiming": lambda d_k, d_j, d_i: (GAIN**2, GAIN**2),
+    "normc": lambda d_k, d_j, d_i: (GAIN**2, GAIN**2),
+    "orthogonal": lambda d_k, d_j, d_i: (GAIN**2 * d_k / max(d_k, d_i * d_j), GAIN**2 * d_k / max(d_k, d_i)),
     "hfi": lambda d_k, d_j, d_i: (GAIN**2 / (2 * d_j), GAIN**2 / 2),
     "hfo": lambda d_k, d_j, d_i: (GAIN**2 / d_i, GAIN**2 * max(0, 1 - d_j / d_i)),
 }
@@ -242,10 +242,10 @@ def test_moments_of_head_and_generated_parameters(scheme, d_k, d_j, d_i):
 
 
 @pytest.mark.parametrize("d_k, d_j, d_i", SHAPES)
-def test_normc_head_has_rows_of_length_one(d_k, d_j, d_i):
+def test_normc_head_has_rows_of_length_gain(d_k, d_j, d_i):
     layer = initialised("normc", d_k, d_j, d_i)
-    assert_close(layer.weight[:-1].norm(dim=0), torch.ones(d_i, d_j))
-    assert_close(layer.bias[:-1].norm(dim=0), torch.ones(d_i, 1))
+    assert_close(layer.weight[:-1].norm(dim=0), torch.full((d_i, d_j), GAIN))
+    assert_close(layer.bias[:-1].norm(dim=0), torch.full((d_i, 1), GAIN))
 
 
 @pytest.mark.parametrize("d_k, d_j, d_i", [*SHAPES, (20, 3, 4)])
@@ -254,11 +254,12 @@ def test_orthogonal_head(d_k, d_j, d_i):
     for stack in (layer.weight, layer.bias):
         columns = stack[:-1].flatten(1)  # [K, P]: W transposed
         gram = columns @ columns.T if columns.shape[1] >= d_k else columns.T @ columns  # rows where P < d_k
-        assert_close(gram, torch.eye(len(gram)), rtol=0, atol=1e-5)
+        assert_close(gram, GAIN**2 * torch.eye(len(gram)), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("scheme, kurtosis", [("hfi", 9 / 5), ("hfo", 9 / 5), ("kaiming", 3)])
+@pytest.mark.parametrize("scheme, kurtosis", [("hfi", 9 / 5), ("hfo", 9 / 5), ("kaiming", 9 / 5), ("normc", 60 / 22)])
 def test_head_is_uniform_or_gaussian(scheme, kurtosis):
+    """A Gaussian of a fixed length, in d_k dimensions, has kurtosis 3 d_k / (d_k + 2)."""
     d_k, d_j, d_i = 20, 100, 150
     layer = initialised(scheme, d_k, d_j, d_i)
     for stack, variance in zip((layer.weight, layer.bias), GENERATED_VARIANCE[scheme](d_k, d_j, d_i), strict=True):
@@ -293,9 +294,9 @@ def test_hfi_keeps_the_scale_of_activations():
     activations, _ = relu_network("hfi", [256] * 11)
     assert_close(activations, torch.ones(11), rtol=0, atol=0.1)
 
-    # The same harness sees kaiming multiply it by d_j at every layer (2 d_j, half of it lost in the ReLU).
+    # The same harness sees kaiming multiply it at every layer by gain^2 d_j, half of which is lost in the ReLU.
     activations, _ = relu_network("kaiming", [256] * 11)
-    assert_close(activations[1:] / activations[:-1], torch.full((10,), 256.0), rtol=0.2, atol=0)
+    assert_close(activations[1:] / activations[:-1], torch.full((10,), GAIN**2 / 2 * 256), rtol=0.2, atol=0)
 
 
 def test_hfo_keeps_the_scale_of_gradients():
@@ -373,14 +374,14 @@ def test_film_bias_hyperinit_is_the_plain_layer():
     exactly(layer(inputs, embeddings), F.linear(inputs, weight))
 
 
-@pytest.mark.parametrize("scheme, variance", [("kaiming", 2 / 6), ("normc", 1 / 6), ("orthogonal", 1 / 2000)])
+@pytest.mark.parametrize("scheme, variance", [("kaiming", 1 / 6), ("normc", 1 / 6), ("orthogonal", 1 / 2000)])
 def test_film_default_schemes(scheme, variance):
     layer = blank(FilmLinear(2, 2000, 6))
     init_film_linear_(layer, scheme, ramp_)
     exactly(layer.weight.detach(), drawn(ramp_, 2000, 2))
     for stack in (layer.scale, layer.shift):
         assert not stack[-1].any()
-        assert stack[:-1].square().mean().item() == pytest.approx(variance, rel=0.05)
+        assert stack[:-1].square().mean().item() == pytest.approx(GAIN**2 * variance, rel=0.05)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -626,12 +626,28 @@ def test_critic_head_begins_as_pytorch_has_it(arch, discrete):
 
 
 def test_hfi_knows_the_gain_of_every_layer():
-    """Generated weights: U with variance gain^2 / (2 d_j d_k), gain 5/3 for tanh layers and 1 for the output layers."""
-    policy = make_agent(init="hfi", embedding_features=9, state_features=30, base_layers=(40, 20)).policy
-    for network in (policy.actor, policy.critic):
-        for layer, fan_in, gain in zip(network, (30, 40, 20), (5 / 3, 5 / 3, 1), strict=True):
-            drawn, bound = layer.weight.detach()[:-1].abs(), (3 * gain**2 / (2 * fan_in * 9)) ** 0.5
-            assert 0.95 * bound < drawn.max() <= bound
+    """Generated parameters: U with variance gain^2 / (2 d_j d_k), d_j = 1 for biases.
+
+    The gain is 5/3 for tanh layers and f's own for output layers: 0.01 for discrete actions, else 1.
+    """
+    for discrete in (True, False):
+        sizes = {"embedding_features": 9, "state_features": 30, "base_layers": (40, 20)}
+        policy = make_agent(discrete=discrete, init="hfi", **sizes).policy
+        for network, output_gain in ((policy.actor, 0.01 if discrete else 1), (policy.critic, 1)):
+            for layer, fan_in, gain in zip(network, (30, 40, 20), (5 / 3, 5 / 3, output_gain), strict=True):
+                for stack, d_j, least in ((layer.weight, fan_in, 0.95), (layer.bias, 1, 0.6)):
+                    drawn, bound = stack.detach()[:-1].abs(), (3 * gain**2 / (2 * d_j * 9)) ** 0.5
+                    assert least * bound < drawn.max() <= bound
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_hfo_knows_the_gain_of_the_output(discrete):
+    """Generated weights: U with variance gain^2 / (d_i d_k). The output narrows, so that its biases are 0."""
+    policy = make_agent(discrete=discrete, init="hfo", embedding_features=9, base_layers=(40, 20)).policy
+    for network, d_i, gain in ((policy.actor, A, 0.01 if discrete else 1), (policy.critic, 1, 1)):
+        drawn, bound = network[-1].weight.detach()[:-1].abs(), (3 * gain**2 / (d_i * 9)) ** 0.5
+        assert 0.95 * bound < drawn.max() <= bound
+        assert not network[-1].bias.any()
 
 
 def test_discrete_actions():
