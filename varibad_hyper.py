@@ -318,13 +318,15 @@ class Decoder(nn.Module):
         from_m, from_x = F.linear(m, weight_m), F.linear(transitions, weight_x, self.first.bias)
         return self.rest(F.relu(from_m[:, None] + from_x[None]))
 
-    def errors(self, m: Tensor, obs: Tensor, actions: Tensor, rewards: Tensor, next_obs: Tensor) -> Tensor:
-        """Squared errors [E, J, B] (mean over the components) for every pair; transitions are [J, B, .]."""
+    def errors(
+        self, m: Tensor, obs: Tensor, actions: Tensor, rewards: Tensor, next_obs: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Squared errors [E, B] (mean over components), summed over the transitions [J, B, .] in the mask [J, B]."""
         if self.target == "reward":
             prediction, truth = self(m, torch.cat([next_obs, obs, actions], dim=-1)), rewards
         else:
             prediction, truth = self(m, torch.cat([obs, actions], dim=-1)), next_obs
-        return (prediction - truth).square().mean(-1)
+        return ((prediction - truth).square().mean(-1) * mask).sum(1)
 
 
 class CellDecoder(nn.Module):
@@ -342,16 +344,18 @@ class CellDecoder(nn.Module):
         """Logits [..., size^2] of m [..., L]; cell (x, y) is number size * x + y."""
         return self.net(m)
 
-    def errors(self, m: Tensor, obs: Tensor, actions: Tensor, rewards: Tensor, next_obs: Tensor) -> Tensor:
-        """Binary cross-entropies [E, J, B] of m [E, B, L] at the cells that the transitions [J, B, .] entered.
+    def errors(
+        self, m: Tensor, obs: Tensor, actions: Tensor, rewards: Tensor, next_obs: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Binary cross-entropies [E, B] at the cells entered, summed over the transitions [J, B, .] in the mask [J, B].
 
-        m is decoded once for all cells, and the cell is picked; nothing is expanded to E x J inputs.
+        They depend on a transition only through its cell and whether that was rewarded, so it is enough to count both.
         """
-        logits = self(m).transpose(1, 2)  # [E, size^2, B]
-        cells = (self.size * next_obs[:, :, 0] + next_obs[:, :, 1]).long()  # [J, B]
-        picked = logits.gather(1, cells[None].expand(len(m), -1, -1))  # [E, J, B]
-        targets = (rewards[:, :, 0] == gridworld.GOAL_REWARD).float()  # [J, B]
-        return F.binary_cross_entropy_with_logits(picked, targets[None].expand_as(picked), reduction="none")
+        cells = (self.size * next_obs[:, :, 0] + next_obs[:, :, 1]).long()  # raw observations are (x, y), [J, B]
+        entered = F.one_hot(cells, self.size**2) * mask[:, :, None]  # [J, B, size^2]
+        visits, hits = entered.sum(0), (entered * (rewards == gridworld.GOAL_REWARD)).sum(0)  # [B, size^2]
+        logits = self(m)  # [E, B, size^2]
+        return (visits * F.softplus(logits) - hits * logits).sum(-1)
 
 
 class VAE(nn.Module):
@@ -532,13 +536,12 @@ def elbo_loss(vae: VAE, batch: Batch, subsample_limit: int, kl_weight: float) ->
     m = gather_steps(m, elbo_steps)  # [E, B, L]
     kl = (kl.gather(0, elbo_steps) * elbo_mask).sum(0).mean()
     transitions = [gather_steps(x, decoded) for x in batch[:4]]  # [J, B, .] each
-    pairs = elbo_mask[:, None] * decode_mask[None]  # [E, J, B]
 
     losses = {"kl": kl}
     for name, decoder in {"reward_loss": vae.reward_decoder, "state_loss": vae.state_decoder}.items():
         if decoder is not None:
-            errors = decoder.errors(m, *transitions)  # [E, J, B]
-            losses[name] = (errors * pairs).sum((0, 1)).mean()
+            errors = decoder.errors(m, *transitions, decode_mask)  # [E, B]
+            losses[name] = (errors * elbo_mask).sum(0).mean()
     losses["elbo_loss"] = losses.get("reward_loss", 0) + losses.get("state_loss", 0) + kl_weight * kl
     return losses
 

@@ -447,7 +447,7 @@ def layer_table(batches, repetitions):
 # The VAE update
 
 
-def expanded_errors(self, m, obs, actions, rewards, next_obs):
+def expanded_errors(self, m, obs, actions, rewards, next_obs, mask):
     """Decoder.errors and CellDecoder.errors with every pair of m and transition written out as a row of its own."""
     shape = (len(m), len(obs), m.shape[1])  # [E, J, B]
     m = m[:, None].expand(*shape, -1).flatten(0, 2).contiguous()
@@ -458,11 +458,12 @@ def expanded_errors(self, m, obs, actions, rewards, next_obs):
         cells = (self.size * next_obs[:, 0] + next_obs[:, 1]).long()
         picked = self(m).gather(1, cells[:, None])
         targets = (rewards == varibad_hyper.gridworld.GOAL_REWARD).float()
-        return F.binary_cross_entropy_with_logits(picked, targets, reduction="none").view(shape)
+        errors = F.binary_cross_entropy_with_logits(picked, targets, reduction="none").view(shape)
+        return (errors * mask).sum(1)
     transitions = [next_obs, obs, actions] if self.target == "reward" else [obs, actions]
     hidden = F.relu(self.first(torch.cat([m, *transitions], dim=-1)))
     truth = rewards if self.target == "reward" else next_obs
-    return (self.rest(hidden) - truth).square().mean(-1).view(shape)
+    return ((self.rest(hidden) - truth).square().mean(-1).view(shape) * mask).sum(1)
 
 
 def vae_table(repetitions):

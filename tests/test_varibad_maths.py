@@ -49,7 +49,6 @@ torch.set_num_threads(1)  # the tensors here are too small for more
 
 exactly = partial(assert_close, rtol=0, atol=0)
 closely = partial(assert_close, rtol=1e-10, atol=1e-10)  # float64 up to the order of summation
-roughly = partial(assert_close, rtol=1e-5, atol=1e-5, check_dtype=False)  # Grid-World's targets are float32
 
 D, A = 3, 5  # of every environment here; Grid-World's observation is (x, y, flag)
 
@@ -319,10 +318,9 @@ def test_elbo_is_the_triple_sum(case, limit, noise, monkeypatch):
         assert len(steps[b]) == min(limit or 6, length + 1) and len(transitions[b]) == min(limit or 5, length)
     slow = slow_elbo(vae, batch, eps, 0.3, steps, transitions)
     assert set(fast) == set(slow) and len(fast) == 2 + case.get("decode_reward", True) + case.get("decode_state", False)
-    equal = roughly if case["env"] == "Grid-World" else closely
-    equal(fast, slow)
+    closely(fast, slow)
     parameters = list(vae.parameters())
-    equal(torch.autograd.grad(fast["elbo_loss"], parameters), torch.autograd.grad(slow["elbo_loss"], parameters))
+    closely(torch.autograd.grad(fast["elbo_loss"], parameters), torch.autograd.grad(slow["elbo_loss"], parameters))
 
 
 @elbo_cases
@@ -367,7 +365,7 @@ def test_elbo_is_a_mean_over_meta_episodes(case, noise):
     one = elbo_loss(vae, batch, 0, 0.3)
     noise(torch.zeros(5, 7, 2, dtype=torch.float64))
     seven = elbo_loss(vae, Batch(*(x.expand(-1, 7, -1) for x in batch[:4]), batch.lengths.expand(7)), 0, 0.3)
-    (roughly if case["env"] == "Grid-World" else closely)(one, seven)
+    closely(one, seven)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -381,13 +379,17 @@ def test_decoder_is_an_mlp_on_every_pair(target):
     m, obs, actions, rewards, next_obs = randn(3, 2, 2), randn(4, 2, D), randn(4, 2, A), randn(4, 2, 1), randn(4, 2, D)
     parts = (next_obs, obs, actions) if target == "reward" else (obs, actions)
     predictions = decoder(m, torch.cat(parts, dim=-1))
-    errors = decoder.errors(m, obs, actions, rewards, next_obs)
+    mask = torch.tensor([[1.0, 0], [1, 0], [0, 0], [1, 1]])  # [J, B]
+    errors = decoder.errors(m, obs, actions, rewards, next_obs, mask)
     truth = rewards if target == "reward" else next_obs
-    assert predictions.shape == (3, 4, 2, truth.shape[-1]) and errors.shape == (3, 4, 2)
+    assert predictions.shape == (3, 4, 2, truth.shape[-1]) and errors.shape == (3, 2)
+    expected_errors = torch.zeros(3, 2, dtype=torch.float64)
     for e, j, b in np.ndindex(3, 4, 2):
         expected = slow_prediction(decoder, m[e, b], *(part[j, b] for part in parts))
         closely(predictions[e, j, b], expected)
-        closely(errors[e, j, b], sum((expected - truth[j, b]) ** 2) / len(expected))
+        if mask[j, b]:
+            expected_errors[e, b] += (sum((expected - truth[j, b]) ** 2) / len(expected)).item()
+    closely(errors.detach(), expected_errors)
 
 
 @pytest.mark.parametrize("size", [5, 6])
@@ -395,14 +397,45 @@ def test_cell_decoder_picks_the_cell_that_was_entered(size):
     """With logits 0, 1, 2, ...: softplus(-+ (size x + y)), minus where the reward was 1 and nowhere else."""
     decoder = CellDecoder(small_args(grid_size=size))
     assert decoder(torch.zeros(2, 3, 2)).shape == (2, 3, size**2)
-    nn.init.zeros_(decoder.net[-1].weight)
-    decoder.net[-1].bias.data = torch.arange(float(size**2))
+    nn.init.zeros_(decoder.double().net[-1].weight)
+    decoder.net[-1].bias.data = torch.arange(float(size**2)).double()
     next_obs = torch.tensor([[[0.0, 0, 0]], [[0, 3, 1]], [[3, 0, 0]], [[4, 4, 0]], [[3, 0, 1]]])
     rewards = torch.tensor([1, -0.1, 1, -0.1, 0.99])[:, None, None]
     obs, actions = torch.randint(5, (5, 1, 3)).float(), torch.zeros(5, 1, A)
-    errors = decoder.errors(torch.zeros(2, 1, 2), obs, actions, rewards, next_obs)
-    expected = torch.tensor([math.log1p(math.exp(z)) for z in (-0, 3, -3 * size, 4 * size + 4, 3 * size)])
-    assert_close(errors, expected[:, None].expand(2, 5, 1))
+    logits = (-0, 3, -3 * size, 4 * size + 4, 3 * size)
+    expected = torch.tensor([math.log1p(math.exp(z)) for z in logits], dtype=torch.float64)
+    for mask in (*torch.eye(5), torch.ones(5), torch.zeros(5), torch.tensor([0.0, 1, 1, 0, 1])):
+        errors = decoder.errors(torch.zeros(2, 1, 2).double(), obs, actions, rewards, next_obs, mask[:, None])
+        closely(errors, (expected * mask).sum().expand(2, 1))
+
+
+def errors_of_every_pair(decoder, m, obs, actions, rewards, next_obs, mask):
+    """CellDecoder.errors as the definition has it: a binary cross-entropy for every m with every transition, alone."""
+    logits = decoder(m)
+    errors = [[torch.zeros((), dtype=m.dtype) for _ in range(m.shape[1])] for _ in m]
+    for e, j, b in np.ndindex(len(m), *mask.shape):
+        if mask[j, b]:
+            x, y, _ = next_obs[j, b].tolist()
+            target = (rewards[j, b, 0] == 1).to(m.dtype)
+            error = F.binary_cross_entropy_with_logits(logits[e, b, int(decoder.size * x + y)], target)
+            errors[e][b] = errors[e][b] + error
+    return torch.stack([torch.stack(row) for row in errors])
+
+
+@pytest.mark.parametrize("size", [5, 6])
+@pytest.mark.parametrize("limit", [0, 9, 50])
+def test_elbo_by_visit_counts_is_that_of_every_pair(limit, size, monkeypatch):
+    """On Grid-World, where cells are entered again and again: meta-episodes of several lengths, subsampled or not."""
+    vae, lengths = random_(VAE(D, A, small_args(grid_size=size))), (60, 1, 33, 48)
+    batch = random_batch("Grid-World", lengths)
+    results = []
+    for errors in (CellDecoder.errors, errors_of_every_pair):
+        monkeypatch.setattr(CellDecoder, "errors", errors)
+        torch.manual_seed(1)
+        losses = elbo_loss(vae, batch, limit, 0.3)
+        results.append((losses, torch.autograd.grad(losses["elbo_loss"], list(vae.parameters()))))
+    assert results[0][0]["reward_loss"] > 10
+    closely(*results)
 
 
 @pytest.mark.parametrize("action_embedding", [0, 2])
