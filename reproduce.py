@@ -102,7 +102,8 @@ PAPER = {  # target: method: a mean and a standard error for every environment, 
 BAYES_OPTIMAL = 38.3667  # the best return of a meta-episode of Grid-World (24 goals) without being told the goal
 # What `--list` reckons with: frames per second of one run alone, without evaluations, as `python tests/bench.py sweep`
 # printed them on 2026-11-24 on a machine with two cores (AMD EPYC). A run is one thread, and on Meta-World a worker
-# process per environment besides, so that two side by side are slower there.
+# process per environment besides, so that two side by side are slower there. VariBAD's on Grid-World and Cheetah-Dir
+# were measured with fewer VAE updates (3 of 25 and 1 of 10 meta-episodes): today's 5 of 50 and 5 of 10 take longer.
 SPEED = {
     "Grid-World": {"hyper": 8770, "standard": 13_200, "film": 12_600, "rl2-hyper": 9620, "rl2-standard": 12_900},
     "Cheetah-Dir": {"hyper": 5440, "standard": 13_500},
