@@ -72,7 +72,7 @@ class Trained(NamedTuple):
 
 def read(path: Path) -> tuple[str, dict[str, Any]]:
     """The name of the script that wrote a run's folder, checkpoint.pt or model.pt, and what is in the file."""
-    file = path / "checkpoint.pt" if path.is_dir() else path
+    file = min(path.glob("*.pt"), default=path / "checkpoint.pt") if path.is_dir() else path
     wanted = "give a run's folder, its checkpoint.pt or a model.pt"
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)

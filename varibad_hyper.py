@@ -26,7 +26,6 @@ import copy
 import fcntl
 import json
 import math
-import multiprocessing.connection
 import os
 import shlex
 import signal
@@ -36,7 +35,7 @@ import threading
 import time
 import weakref
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, make_dataclass, replace
@@ -56,7 +55,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from gymnasium.vector.utils import batch_space
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 from torch.utils.tensorboard import SummaryWriter
@@ -240,7 +238,7 @@ class Policy(nn.Module):
         else:
             for layer in self.hyper_hidden:
                 x = F.relu(layer(x))
-            task = (F.pad(x, (0, 1), value=self.hyper_bias),)  # (x, 1) [B, K+1]: the 1 meets the heads' biases
+            task = (F.pad(x, (0, 1), value=self.hyper_bias),)  # (x, 1) [B, K+1]: the 1 meets the heads' biases, if any
         critic = actor
         for layer in self.actor[:-1]:
             actor = torch.tanh(layer(actor, *task))
@@ -264,7 +262,8 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
 class Encoder(nn.Module):
     """q(m | tau_:t): a GRU over (action, next observation, reward), then linear to mean and log-variance.
 
-    Zintgraf et al., 2020; section 3.2 of the paper. The GRU starts from zeros, whose posterior is a learned prior.
+    Zintgraf et al., 2020; section 3.2 of the paper. It reads what is not normalised.
+    The GRU starts from zeros, whose posterior is a learned prior.
     """
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args):
@@ -318,14 +317,13 @@ class Decoder(nn.Module):
         from_m, from_x = F.linear(m, weight_m), F.linear(transitions, weight_x, self.first.bias)
         return self.rest(F.relu(from_m[:, None] + from_x[None]))
 
-    def errors(
-        self, m: Tensor, obs: Tensor, actions: Tensor, rewards: Tensor, next_obs: Tensor, mask: Tensor
-    ) -> Tensor:
+    def errors(self, m: Tensor, steps: Batch, mask: Tensor) -> Tensor:
         """Squared errors [E, B] (mean over components), summed over the transitions [J, B, .] in the mask [J, B]."""
         if self.target == "reward":
-            prediction, truth = self(m, torch.cat([next_obs, obs, actions], dim=-1)), rewards
+            inputs, truth = [steps.next_obs, steps.obs, steps.actions], steps.rewards
         else:
-            prediction, truth = self(m, torch.cat([obs, actions], dim=-1)), next_obs
+            inputs, truth = [steps.obs, steps.actions], steps.next_obs
+        prediction = self(m, torch.cat(inputs, dim=-1))  # [E, J, B, .]
         return ((prediction - truth).square().mean(-1) * mask).sum(1)
 
 
@@ -344,16 +342,15 @@ class CellDecoder(nn.Module):
         """Logits [..., size^2] of m [..., L]; cell (x, y) is number size * x + y."""
         return self.net(m)
 
-    def errors(
-        self, m: Tensor, obs: Tensor, actions: Tensor, rewards: Tensor, next_obs: Tensor, mask: Tensor
-    ) -> Tensor:
+    def errors(self, m: Tensor, steps: Batch, mask: Tensor) -> Tensor:
         """Binary cross-entropies [E, B] at the cells entered, summed over the transitions [J, B, .] in the mask [J, B].
 
         They depend on a transition only through its cell and whether that was rewarded, so it is enough to count both.
         """
-        cells = (self.size * next_obs[:, :, 0] + next_obs[:, :, 1]).long()  # raw observations are (x, y), [J, B]
+        x, y = steps.next_obs[:, :, 0], steps.next_obs[:, :, 1]  # [J, B]
+        cells = (self.size * x + y).long()
         entered = F.one_hot(cells, self.size**2) * mask[:, :, None]  # [J, B, size^2]
-        visits, hits = entered.sum(0), (entered * (rewards == gridworld.GOAL_REWARD)).sum(0)  # [B, size^2]
+        visits, hits = entered.sum(0), (entered * (steps.rewards == gridworld.GOAL_REWARD)).sum(0)  # [B, size^2]
         logits = self(m)  # [E, B, size^2]
         return (visits * F.softplus(logits) - hits * logits).sum(-1)
 
@@ -471,23 +468,16 @@ class Agent(nn.Module):
 # Losses
 
 
-def compute_gae(
-    rewards: Tensor,
-    values: Tensor,
-    next_value: Tensor,
-    dones: Tensor,
-    final_values: Tensor,
-    gamma: float,
-    gae_lambda: float,
-) -> Tensor:
-    """Generalised advantage estimates (Schulman et al., 2016), [T, N].
+def compute_gae(rewards: Tensor, rollout: Rollout, next_value: Tensor, gamma: float, gae_lambda: float) -> Tensor:
+    """Generalised advantage estimates (Schulman et al., 2016) from normalised rewards, [T, N].
 
-    META-RL: `dones` [T, N] is 1 where a *meta-episode* ended: the objective is the return of the whole meta-episode,
-    Eq. (1), so advantages flow across the episodes inside it. Where it is 1, `final_values` [T, N] replaces the next
-    step's value: that of the last observation if time ran out, otherwise 0. next_value [N] follows the last step.
+    META-RL: `dones` is 1 where a *meta-episode* ended: the objective is the return of the whole meta-episode, Eq. (1),
+    so advantages flow across the episodes inside it. Where it is 1, `final_values` replaces the next step's value: that
+    of the last observation if time ran out, otherwise 0. next_value [N] follows the rollout's last step.
     """
+    values, dones = rollout.values, rollout.dones
     next_values = torch.cat([values[1:], next_value[None]])  # [T, N]
-    deltas = rewards + gamma * torch.where(dones.bool(), final_values, next_values) - values  # [T, N]
+    deltas = rewards + gamma * torch.where(dones.bool(), rollout.final_values, next_values) - values  # [T, N]
     advantages = torch.zeros_like(rewards)
     lastgaelam = torch.zeros_like(next_value)
     for t in reversed(range(len(rewards))):
@@ -535,12 +525,12 @@ def elbo_loss(vae: VAE, batch: Batch, subsample_limit: int, kl_weight: float) ->
     decoded, decode_mask = subsample(batch.lengths, len(m) - 1, subsample_limit)  # [J, B], which transitions
     m = gather_steps(m, elbo_steps)  # [E, B, L]
     kl = (kl.gather(0, elbo_steps) * elbo_mask).sum(0).mean()
-    transitions = [gather_steps(x, decoded) for x in batch[:4]]  # [J, B, .] each
+    steps = Batch(*(gather_steps(x, decoded) for x in batch[:4]), batch.lengths)  # [J, B, .]
 
     losses = {"kl": kl}
     for name, decoder in {"reward_loss": vae.reward_decoder, "state_loss": vae.state_decoder}.items():
         if decoder is not None:
-            errors = decoder.errors(m, *transitions, decode_mask)  # [E, B]
+            errors = decoder.errors(m, steps, decode_mask)  # [E, B]
             losses[name] = (errors * elbo_mask).sum(0).mean()
     losses["elbo_loss"] = losses.get("reward_loss", 0) + losses.get("state_loss", 0) + kl_weight * kl
     return losses
@@ -629,16 +619,13 @@ def main(args: Args) -> Path | None:
             learning = iteration * batch_size >= args.learning_starts
             torch.set_num_threads(args.threads)
 
-            # --- PPO on the stored embeddings: no gradient reaches the encoder. The first rollout only feeds the
-            # normalisers.
+            # --- PPO on the stored embeddings: no gradient reaches the encoder. Rollouts before --learning-starts, and
+            # always the first, only feed the normalisers.
             ppo_log: list[dict[str, Tensor]] = []  # of every minibatch
             if learning and iteration > 1:
                 reward_scale = (agent.reward_norm.var + 1e-8).sqrt()
                 rewards = (rollout.rewards / reward_scale).clamp(-args.reward_clip, args.reward_clip)
-                discounts = args.gamma, args.gae_lambda
-                advantages = compute_gae(
-                    rewards, rollout.values, next_value, rollout.dones, rollout.final_values, *discounts
-                )  # [T, N]
+                advantages = compute_gae(rewards, rollout, next_value, args.gamma, args.gae_lambda)  # [T, N]
                 b_returns = (advantages + rollout.values).flatten()  # [T * N]
                 b_advantages = advantages.flatten()
                 b_advantages = (b_advantages - b_advantages.mean()) / (b_advantages.std() + 1e-8)
@@ -709,13 +696,7 @@ def mean_scalars(prefix: str, log: list[dict[str, Tensor]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def evaluate(
-    agent: Agent,
-    envs: MetaEpisodes,
-    seed: int,
-    tasks: np.ndarray | None = None,
-    before_round: Callable[[], object] = lambda: None,
-) -> list[MetaEpisode]:
+def evaluate(agent: Agent, envs: MetaEpisodes, seed: int, tasks: np.ndarray | None = None) -> list[MetaEpisode]:
     """Plays one meta-episode per task under the greedy policy; returns them in the order of the tasks.
 
     `seed` fixes the initial states. The tasks are the given ones, or else all of a finite family (repeated to fill the
@@ -729,7 +710,6 @@ def evaluate(
     num_tasks = envs.num_envs if tasks is None else len(tasks)
     played: list[MetaEpisode] = []
     for start in range(0, num_tasks, envs.num_envs):
-        before_round()
         round_tasks = None if tasks is None else np.resize(tasks[start:], (envs.num_envs, tasks.shape[1]))
         obs = to_tensor(envs.reset(seed, round_tasks), device)  # [N, D]
         belief = agent.initial_belief(envs)  # [N, H]
@@ -765,19 +745,17 @@ def summarize(played: list[MetaEpisode]) -> Summary:
     }
 
 
-def evaluate_groups(
-    agent: Agent, envs: MetaEpisodes, args: Args, before_round: Callable[[], object] = lambda: None
-) -> dict[str, Summary]:
+def evaluate_groups(agent: Agent, envs: MetaEpisodes, args: Args) -> dict[str, Summary]:
     """Summaries of evaluations: "eval", of tasks that may be trained on, and on Meta-World "test", of held-out ones.
 
     Where a group has several classes, also of every class, for example "test/door-close-v3".
     """
     seed = seeds_of(args)["eval_envs"]
     if args.env not in META_WORLD:
-        return {"eval": summarize(evaluate(agent, envs, seed, None, before_round))}
+        return {"eval": summarize(evaluate(agent, envs, seed))}
     summaries = {}
     for group, tasks in {"eval": envs.envs.train_tasks, "test": envs.envs.test_tasks}.items():
-        played = evaluate(agent, envs, seed, tasks[: args.eval_tasks], before_round)
+        played = evaluate(agent, envs, seed, tasks[: args.eval_tasks])
         summaries[group] = summarize(played)
         by_class: dict[str, list[MetaEpisode]] = {}
         for task, episode in zip(tasks[:, 0], played, strict=False):
@@ -1078,8 +1056,8 @@ class MujocoVectorEnv(gym.vector.VectorEnv):
         self.single_action_space = gym.spaces.Box(-1, 1, (self.default_model.nu,), np.float32)
         obs_dim = self.observe().shape[1]
         self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (obs_dim,), np.float32)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        spaces = self.single_observation_space, self.single_action_space
+        self.observation_space, self.action_space = (gym.vector.utils.batch_space(space, num_envs) for space in spaces)
 
     def configure(self, model: mujoco.MjModel) -> None:
         """Changes the model's options before it is copied."""
@@ -1259,9 +1237,8 @@ class AntDir(DirectionTask):
         return self.speed(velocity) - 0.5 * np.square(actions).sum(axis=1) - 0.5e-3 * contact + 1
 
     def unhealthy(self):
-        qpos, qvel = self.state("qpos"), self.state("qvel")
-        finite = np.isfinite(qpos).all(axis=1) & np.isfinite(qvel).all(axis=1)
-        return ~(finite & (0.2 <= qpos[:, 2]) & (qpos[:, 2] <= 1))
+        z = self.state("qpos")[:, 2]
+        return ~((0.2 <= z) & (z <= 1))
 
 
 class Humanoid(DirectionTask):
@@ -1411,16 +1388,9 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv):
         """Calls `reset` or `step` of the workers. Raises ChildProcessError if one has died or failed."""
         try:
             return getattr(self.workers, method)(*args, **kwargs)
-        except Exception as error:
-            what = f"an environment worker failed ({type(error).__name__}: {error})"
-            if isinstance(error, EOFError | ConnectionError):  # its pipe was closed from the other side
-                sentinels = {process.sentinel: process for process in self.workers.processes}
-                for sentinel in multiprocessing.connection.wait(list(sentinels), timeout=5):
-                    process = sentinels[sentinel]
-                    process.join()
-                    what = f"{process.name} (process {process.pid}) ended with status {process.exitcode}"
+        except Exception as error:  # EOFError and ConnectionError: one was killed, perhaps for want of memory
             self.end_workers()
-            raise ChildProcessError(what) from error
+            raise ChildProcessError(f"an environment worker failed ({type(error).__name__}: {error})") from error
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         options = options or {}
@@ -1554,15 +1524,18 @@ def parse_args(argv: Sequence[str] | None = None) -> Args:
     for name in ("env", "resume", "evaluate"):
         early.add_argument(flag(name), nargs="?")
     early = early.parse_known_args(argv)[0]
-    path = early.resume or early.evaluate
-    default = load_saved(path, mmap=True)[1] if path else make_args(early.env if early.env in PRESETS else "Grid-World")
+    path = early.evaluate if early.resume is None else early.resume
+    if path is not None:
+        default = load_saved(path, mmap=True)[1]
+    else:
+        default = make_args(early.env if early.env in PRESETS else "Grid-World")
     groups = [group(**{f.name: getattr(default, f.name) for f in fields(group)}) for group in Args.__bases__[::-1]]
     # tyro shows a group per nested dataclass: nest, parse, flatten again.
     by_group = make_dataclass("Args", [(type(group).__name__.removesuffix("Args"), type(group)) for group in groups])
     options = {"description": __doc__.partition("\n")[0], "config": (tyro.conf.OmitArgPrefixes,)}
     parsed = tyro.cli(by_group, default=by_group(*groups), args=argv, **options)
     args = Args(**{name: value for group in asdict(parsed).values() for name, value in group.items()})
-    if path:
+    if path is not None:
         may_change = {"threads", "cuda", "resume" if args.resume else "evaluate"}
         if args.evaluate:
             may_change |= {"eval_tasks", "seed"}
@@ -1644,9 +1617,9 @@ def load_saved(path: str, mmap: bool = False) -> tuple[dict[str, Any], Args]:
     can run code (weights_only). With `mmap` only what is used is read, and damage inside the tensors is not noticed.
     """
     file, script = Path(path), Path(__file__).stem
-    if file.is_dir():
-        file = min(file.glob("*.pt"), default=file / "checkpoint.pt")  # checkpoint.pt, or else model.pt
     try:
+        if file.is_dir():
+            file = min(file.glob("*.pt"), default=file / "checkpoint.pt")  # checkpoint.pt, or else model.pt
         if not mmap and zipfile.ZipFile(file).testzip() is not None:  # compares checksums
             raise zipfile.BadZipFile
         saved = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
@@ -1696,16 +1669,7 @@ class Run:
     block, after which signal handlers are as before, and files closed.
     """
 
-    COUNTERS = (
-        "iteration",
-        "global_step",
-        "eval_history",
-        "evaluations",
-        "meta_return",
-        "blow_ups",
-        "scalars",
-        "seconds",
-    )
+    COUNTERS = "iteration global_step eval_history evaluations meta_return blow_ups scalars seconds".split()
 
     def __init__(self, args: Args, stateful: dict[str, Any]):
         self.args, self.stateful, self.script = args, stateful, Path(__file__).stem
@@ -1739,8 +1703,8 @@ class Run:
         args = self.args
         name = [args.env, self.script, args.exp_name, method(args), str(args.seed), str(int(time.time()))]
         folder = Path(args.resume or Path(args.runs_dir) / "__".join(filter(None, name)))
-        folder = folder.parent if folder.is_file() else folder
         try:
+            folder = folder.parent if folder.is_file() else folder
             folder.mkdir(parents=True, exist_ok=args.resume is not None)
             self.lock = open(folder / "lock", "a")
         except OSError as error:
@@ -1757,6 +1721,7 @@ class Run:
 
     def __enter__(self) -> Run:
         self.signals: list[signal.Signals] = []  # received
+        self.evaluating = False
         self.handlers: dict[int, Any] = {}  # that were there before
         if threading.current_thread() is threading.main_thread():  # only there signals can be handled
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -1767,15 +1732,12 @@ class Run:
         loop = f"{self.num_iterations} iterations of {args.num_envs} x {args.num_steps} = {self.batch_size} frames"
         print(f"{args.env}, {method(args)}, seed {args.seed}: {loop} on {agent.obs_norm.mean.device}")
         sizes = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items())
-        print(
-            f"observation {envs.obs_dim}, action {envs.action_dim}, {envs.max_steps} steps a task; parameters: {sizes}"
-        )
+        dims = f"observation {envs.obs_dim}, action {envs.action_dim}"
+        print(f"{dims}, {envs.max_steps} steps a task; parameters: {sizes}")
         print(f"run folder: {self.folder}")
         if self.num_iterations == 1 or frames < args.learning_starts:
             print("note: nothing is learned in so few frames, see --learning-starts.")
         self.bar = tqdm(total=frames, initial=self.global_step, unit="frames", unit_scale=True, mininterval=1)
-        if args.resume is None and args.checkpoint_interval:
-            self.save_checkpoint()  # from here on the run can be resumed
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -1787,9 +1749,11 @@ class Run:
         self.lock.close()
 
     def receive(self, number: int, frame: Any) -> None:
-        """Notes a signal, to stop after the iteration; a second one stops at once."""
+        """Notes a signal, to stop after the iteration, or in an evaluation at once; a second one ends the process."""
         self.signals.append(signal.Signals(number))
         signal.signal(number, signal.SIG_DFL)
+        if self.evaluating:
+            raise KeyboardInterrupt
 
     def state_dict(self) -> dict[str, Any]:
         self.seconds = self.resumed_at + time.monotonic() - self.started
@@ -1862,6 +1826,8 @@ class Run:
 
     def evaluate(self, agent: Agent, envs: MetaEpisodes) -> None:
         """Evaluates the agent and logs that, if it is due: every --eval-interval iterations, and at the end."""
+        if self.iteration == 0 and self.args.checkpoint_interval:
+            self.save_checkpoint()  # from here on the run can be resumed
         interval, last = self.args.eval_interval, self.iteration == self.num_iterations
         done = self.eval_history and self.eval_history[-1][0] == self.global_step
         if done or not (last or (interval and self.iteration % interval == 0)):
@@ -1869,7 +1835,12 @@ class Run:
         self.bar.set_postfix_str("evaluating")
         torch.set_num_threads(self.args.threads)
         envs.blow_ups = 0
-        self.evaluations = evaluate_groups(agent, envs, self.args, self.stop_if_signalled)
+        self.evaluating = True
+        try:
+            self.evaluations = evaluate_groups(agent, envs, self.args)
+        except KeyboardInterrupt:  # see receive
+            self.stop_if_signalled()
+        self.evaluating = False
         self.blow_ups += envs.blow_ups
         torch.set_num_threads(1)
         for group, summary in self.evaluations.items():
@@ -1937,7 +1908,8 @@ class Run:
         folder = shlex.quote(str(self.folder))
         print(f"finished: {format_evaluations(self.evaluations)}{best}\nlook: tensorboard --logdir {folder}")
         if args.save_model or args.checkpoint_interval:
-            print(f"      python show.py {folder} --picture belief.png")
+            show = "--video agent.gif" if vars(args).get("embedding") == "one-hot" else "--picture belief.png"
+            print(f"      python show.py {folder} {show}")
             print(f"      python {self.script}.py --evaluate {folder}")
 
 
@@ -1960,8 +1932,6 @@ if __name__ == "__main__":
         print("\nstopped by Ctrl-C.", file=sys.stderr)
         raise SystemExit(130) from None
     except OSError as error:  # a full disk, a folder that went away, a worker that died
-        print(
-            f"\nerror: {error}: stopped; once that is fixed, a run that has a checkpoint continues with --resume.",
-            file=sys.stderr,
-        )
+        how = "once that is fixed, a run that has a checkpoint continues with --resume"
+        print(f"\nerror: {error}: stopped; {how}.", file=sys.stderr)
         raise SystemExit(1) from None

@@ -447,12 +447,12 @@ def layer_table(batches, repetitions):
 # The VAE update
 
 
-def expanded_errors(self, m, obs, actions, rewards, next_obs, mask):
+def expanded_errors(self, m, steps, mask):
     """Decoder.errors and CellDecoder.errors with every pair of m and transition written out as a row of its own."""
-    shape = (len(m), len(obs), m.shape[1])  # [E, J, B]
+    shape = (len(m), len(steps.obs), m.shape[1])  # [E, J, B]
     m = m[:, None].expand(*shape, -1).flatten(0, 2).contiguous()
     obs, actions, rewards, next_obs = (
-        tensor[None].expand(*shape, -1).flatten(0, 2).contiguous() for tensor in (obs, actions, rewards, next_obs)
+        tensor[None].expand(*shape, -1).flatten(0, 2).contiguous() for tensor in steps[:4]
     )
     if isinstance(self, varibad_hyper.CellDecoder):
         cells = (self.size * next_obs[:, 0] + next_obs[:, 1]).long()

@@ -81,6 +81,12 @@ def randn(*shape):
 # PPO
 
 
+def estimated(values, dones, final_values):
+    """What compute_gae reads of a rollout."""
+    nothing = dict.fromkeys(Rollout._fields)
+    return Rollout(**nothing | {"values": values, "dones": dones, "final_values": final_values})
+
+
 def test_gae_by_hand():
     """Two environments that end after step 1: at a time limit, the last observation's value being 4, and truly."""
     rewards = torch.tensor([[1.0, 1], [2, 2], [3, 3]])
@@ -89,7 +95,7 @@ def test_gae_by_hand():
     final_values = torch.tensor([[0.0, 0], [4, 0], [0, 0]])
     # deltas: 1 + 0.5 - 0.5 = 1; 2 + 2 - 1 = 3 or 2 + 0 - 1 = 1; 3 + 1 - 1.5 = 2.5; the trace is 0.25
     expected = torch.tensor([[1.75, 1.25], [3, 1], [2.5, 2.5]])
-    exactly(compute_gae(rewards, values, torch.tensor([2.0, 2]), dones, final_values, 0.5, 0.5), expected)
+    exactly(compute_gae(rewards, estimated(values, dones, final_values), torch.tensor([2.0, 2]), 0.5, 0.5), expected)
 
 
 @pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.9, 0.8), (0.97, 0.0), (1.0, 1.0)])
@@ -101,7 +107,7 @@ def test_gae_is_the_sum_of_its_definition(gamma, gae_lambda):
     dones[:, 0], dones[-1, 1] = 0, 1  # one environment without an end, one that ends with the rollout
     final_values = randn(T, N) * dones * (torch.rand(T, N) < 0.5)  # at a time limit not 0, at a true end 0
     assert ((final_values != 0) & (dones == 1)).any() and ((final_values == 0) & (dones == 1)).any()
-    advantages = compute_gae(rewards, values, next_value, dones, final_values, gamma, gae_lambda)
+    advantages = compute_gae(rewards, estimated(values, dones, final_values), next_value, gamma, gae_lambda)
 
     for n in range(N):
         for t in range(T):
@@ -380,7 +386,7 @@ def test_decoder_is_an_mlp_on_every_pair(target):
     parts = (next_obs, obs, actions) if target == "reward" else (obs, actions)
     predictions = decoder(m, torch.cat(parts, dim=-1))
     mask = torch.tensor([[1.0, 0], [1, 0], [0, 0], [1, 1]])  # [J, B]
-    errors = decoder.errors(m, obs, actions, rewards, next_obs, mask)
+    errors = decoder.errors(m, Batch(obs, actions, rewards, next_obs, None), mask)
     truth = rewards if target == "reward" else next_obs
     assert predictions.shape == (3, 4, 2, truth.shape[-1]) and errors.shape == (3, 2)
     expected_errors = torch.zeros(3, 2, dtype=torch.float64)
@@ -404,19 +410,20 @@ def test_cell_decoder_picks_the_cell_that_was_entered(size):
     obs, actions = torch.randint(5, (5, 1, 3)).float(), torch.zeros(5, 1, A)
     logits = (-0, 3, -3 * size, 4 * size + 4, 3 * size)
     expected = torch.tensor([math.log1p(math.exp(z)) for z in logits], dtype=torch.float64)
+    steps = Batch(obs, actions, rewards, next_obs, None)
     for mask in (*torch.eye(5), torch.ones(5), torch.zeros(5), torch.tensor([0.0, 1, 1, 0, 1])):
-        errors = decoder.errors(torch.zeros(2, 1, 2).double(), obs, actions, rewards, next_obs, mask[:, None])
+        errors = decoder.errors(torch.zeros(2, 1, 2).double(), steps, mask[:, None])
         closely(errors, (expected * mask).sum().expand(2, 1))
 
 
-def errors_of_every_pair(decoder, m, obs, actions, rewards, next_obs, mask):
+def errors_of_every_pair(decoder, m, steps, mask):
     """CellDecoder.errors as the definition has it: a binary cross-entropy for every m with every transition, alone."""
     logits = decoder(m)
     errors = [[torch.zeros((), dtype=m.dtype) for _ in range(m.shape[1])] for _ in m]
     for e, j, b in np.ndindex(len(m), *mask.shape):
         if mask[j, b]:
-            x, y, _ = next_obs[j, b].tolist()
-            target = (rewards[j, b, 0] == 1).to(m.dtype)
+            x, y, _ = steps.next_obs[j, b].tolist()
+            target = (steps.rewards[j, b, 0] == 1).to(m.dtype)
             error = F.binary_cross_entropy_with_logits(logits[e, b, int(decoder.size * x + y)], target)
             errors[e][b] = errors[e][b] + error
     return torch.stack([torch.stack(row) for row in errors])
