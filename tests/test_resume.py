@@ -541,9 +541,9 @@ def at_evaluation_step(script, patch, at, action):
 @pytest.mark.slow
 @both_scripts
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-@pytest.mark.parametrize("evaluation", [0, 1, 2])
+@pytest.mark.parametrize("evaluation", [0, 1, 2, 3])
 def test_signal_in_an_evaluation(script, number, evaluation, tmp_path):
-    """Of a single round of tasks: the evaluation ends, an iteration follows, then the run stops with a checkpoint."""
+    """The run stops at once, with a checkpoint; the evaluation is done again."""
     expected = train(script, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
         at_evaluation_step(script, patch, 60 * evaluation + 20, lambda: signal.raise_signal(number))
@@ -551,7 +551,7 @@ def test_signal_in_an_evaluation(script, number, evaluation, tmp_path):
             train(script, tmp_path / "stopped")
     (folder,) = (tmp_path / "stopped").iterdir()
     assert stop.value.code == 128 + number and not (folder / "result.json").exists()
-    assert iteration_of(folder) == 2 * evaluation + 1
+    assert iteration_of(folder) == 2 * evaluation
     resume(script, folder)
     check_same(folder, expected)
     frames = [step for step, _ in json.loads((folder / "result.json").read_text())["eval_history"]]
