@@ -4,6 +4,9 @@ import signal
 
 import pytest
 
+# A shell's background job ignores Ctrl-C, and so would the runs that tests start and stop.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(autouse=True)
 def handlers_are_as_before():
