@@ -338,10 +338,10 @@ class Agent(nn.Module):
         dist = Normal(output, self.policy.log_std.exp(), validate_args=False)
         return Independent(dist, 1, validate_args=False), value
 
-    @torch.no_grad()
-    def is_finite(self, obs: Tensor, embedding: Tensor) -> bool:
-        """Whether the agent can go on: its tensors and what it does with obs [B, D], embedding [B, .] are finite."""
-        dist, value = self(obs, embedding)
+    @torch.inference_mode()
+    def is_finite(self, obs: Tensor, belief: Tensor) -> bool:
+        """Whether the agent can go on: its tensors and what it does with obs [N, D], belief [N, H] are finite."""
+        dist, value = self(obs, self.embedding(belief))
         tensors = (value, dist.log_prob(dist.mode), *self.state_dict().values())
         return all(tensor.isfinite().all() for tensor in tensors)
 
@@ -418,7 +418,8 @@ def main(args: Args) -> Path | None:
         envs, eval_envs = make_envs(args, args.num_envs), make_eval_envs(args)
         agent = Agent(envs, args).to(device)
     envs.reset(seeds["train_envs"])
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=args.adam_eps)
+    adam = partial(torch.optim.Adam, eps=args.adam_eps, fused=True)
+    optimizer = adam(agent.parameters(), lr=args.learning_rate)
     memory = nn.Module()  # a checkpoint keeps the beliefs of the running meta-episodes
     memory.register_buffer("belief", agent.initial_belief(envs))  # [N, H]
     stateful = {"agent": agent, "optimizer": optimizer, "envs": envs, "memory": memory}
@@ -433,7 +434,7 @@ def main(args: Args) -> Path | None:
             next_obs = to_tensor(envs.next_obs, device)  # [N, D]
             # The update encodes the rollout again from here, be it amid a meta-episode: no gradient goes further back.
             initial_belief = belief = memory.belief  # [N, H]
-            with torch.no_grad():
+            with torch.inference_mode():
                 for _ in range(args.num_steps):
                     obs = next_obs  # [N, D]
                     dist, value = agent(obs, agent.embedding(belief))
@@ -452,8 +453,8 @@ def main(args: Args) -> Path | None:
                         belief = torch.where(task_done[:, None] > 0, agent.initial_belief(envs), belief)
                     decision = obs, action, dist.log_prob(action), value
                     steps.append(Rollout(*decision, final_obs, reward, task_done, final_value, discounted_return))
-                rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .]
                 next_value = agent(next_obs, agent.embedding(belief))[1]  # [N]
+            rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .]
             memory.belief = belief
             learning = iteration * batch_size >= args.learning_starts
             torch.set_num_threads(args.threads)
@@ -503,7 +504,7 @@ def main(args: Args) -> Path | None:
             if ppo_log and returns.var() > 0:
                 unexplained = (returns - rollout.values).var() / returns.var()
                 scalars["losses/explained_variance"] = 1 - unexplained.item()
-            finite = agent.is_finite(next_obs, agent.embedding(belief))
+            finite = agent.is_finite(next_obs, belief)
             run.end_iteration(scalars | {"charts/learning_rate": args.learning_rate}, finite)
         run.evaluate(agent, eval_envs)
         run.save_result()
@@ -529,7 +530,7 @@ def mean_scalars(prefix: str, log: list[dict[str, Tensor]]) -> dict[str, float]:
     return {f"{prefix}/{name}": torch.stack([entry[name].detach() for entry in log]).mean().item() for name in names}
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def evaluate(agent: Agent, envs: MetaEpisodes, seed: int, tasks: np.ndarray | None = None) -> list[MetaEpisode]:
     """Plays one meta-episode per task under the greedy policy; returns them in the order of the tasks.
 

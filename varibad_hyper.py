@@ -456,10 +456,10 @@ class Agent(nn.Module):
         dist = Normal(output, self.policy.log_std.exp(), validate_args=False)
         return Independent(dist, 1, validate_args=False), value
 
-    @torch.no_grad()
-    def is_finite(self, obs: Tensor, embedding: Tensor) -> bool:
-        """Whether the agent can go on: its tensors and what it does with obs [B, D], embedding [B, .] are finite."""
-        dist, value = self(obs, embedding)
+    @torch.inference_mode()
+    def is_finite(self, obs: Tensor, belief: Tensor) -> bool:
+        """Whether the agent can go on: its tensors and what it does with obs [N, D], belief [N, H] are finite."""
+        dist, value = self(obs, self.embedding(belief))
         tensors = (value, dist.log_prob(dist.mode), *self.state_dict().values())
         return all(tensor.isfinite().all() for tensor in tensors)
 
@@ -576,10 +576,11 @@ def main(args: Args) -> Path | None:
         agent = Agent(envs, args).to(device)
         buffer = MetaEpisodeBuffer(args.vae_buffer, envs, device, seeds["buffer"])
     envs.reset(seeds["train_envs"])
-    optimizer = torch.optim.Adam(agent.policy.parameters(), lr=args.learning_rate, eps=args.adam_eps)
+    adam = partial(torch.optim.Adam, eps=args.adam_eps, fused=True)
+    optimizer = adam(agent.policy.parameters(), lr=args.learning_rate)
     stateful = {"agent": agent, "optimizer": optimizer, "envs": envs, "buffer": buffer}
     if agent.vae is not None:
-        vae_optimizer = torch.optim.Adam(agent.vae.parameters(), lr=args.vae_learning_rate, eps=args.adam_eps)
+        vae_optimizer = adam(agent.vae.parameters(), lr=args.vae_learning_rate)
         stateful["vae_optimizer"] = vae_optimizer
 
     with Run(args, stateful) as run:  # folder, log, progress, signals; with --resume it restores all that is stateful
@@ -590,7 +591,7 @@ def main(args: Args) -> Path | None:
             # changes. The encoder has changed since the last rollout, so the running meta-episodes are encoded again.
             steps: list[Rollout] = []
             next_obs = to_tensor(envs.next_obs, device)  # [N, D]
-            with torch.no_grad():
+            with torch.inference_mode():
                 if agent.vae is not None:
                     belief = agent.vae.encoder.last_hiddens(buffer.running())  # [N, H]
                 else:
@@ -613,8 +614,8 @@ def main(args: Args) -> Path | None:
                         belief = torch.where(task_done[:, None] > 0, agent.initial_belief(envs), belief)
                     decision = obs, embedding, action, dist.log_prob(action), value
                     steps.append(Rollout(*decision, final_obs, reward, task_done, final_value, discounted_return))
-                rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .]
                 next_value = agent(next_obs, agent.embedding(belief))[1]  # [N]
+            rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .]
             buffer.add(rollout, agent.action_vector(rollout.actions))
             learning = iteration * batch_size >= args.learning_starts
             torch.set_num_threads(args.threads)
@@ -669,7 +670,7 @@ def main(args: Args) -> Path | None:
             if ppo_log and b_returns.var() > 0:
                 unexplained = (b_returns - b.values).var() / b_returns.var()
                 scalars["losses/explained_variance"] = 1 - unexplained.item()
-            finite = agent.is_finite(next_obs, agent.embedding(belief))
+            finite = agent.is_finite(next_obs, belief)
             run.end_iteration(scalars | {"charts/learning_rate": args.learning_rate}, finite)
         run.evaluate(agent, eval_envs)
         run.save_result()
@@ -695,7 +696,7 @@ def mean_scalars(prefix: str, log: list[dict[str, Tensor]]) -> dict[str, float]:
     return {f"{prefix}/{name}": torch.stack([entry[name].detach() for entry in log]).mean().item() for name in names}
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def evaluate(agent: Agent, envs: MetaEpisodes, seed: int, tasks: np.ndarray | None = None) -> list[MetaEpisode]:
     """Plays one meta-episode per task under the greedy policy; returns them in the order of the tasks.
 

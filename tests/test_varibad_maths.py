@@ -754,22 +754,22 @@ def test_log_std_is_free_and_begins_at_0(arch):
 
 @pytest.mark.parametrize("discrete", [True, False])
 def test_an_agent_is_finite_if_all_of_it_is(discrete):
-    """Its parameters, its normalisers, and what it does with the observations and embeddings at hand."""
-    obs, latent = torch.randn(8, D), torch.randn(8, 4)
+    """Its parameters, its normalisers, and what it does with the observations and beliefs at hand."""
     agent = make_agent(discrete=discrete)
-    assert agent.is_finite(obs, latent)
+    obs, belief = torch.randn(8, D), torch.randn(8, agent.vae.encoder.gru.hidden_size)
+    assert agent.is_finite(obs, belief)
     names = ["policy.actor.0.weight", "vae.encoder.gru.bias_hh_l0", "vae.reward_decoder.net.0.bias", "reward_norm.var"]
     for name in names + ["policy.log_std"] * (not discrete):
         for value in (torch.nan, torch.inf):
             agent = make_agent(discrete=discrete)
             agent.state_dict()[name].view(-1)[-1] = value
-            assert not agent.is_finite(obs, latent), name
+            assert not agent.is_finite(obs, belief), name
     agent = make_agent(discrete=discrete)
     obs[5, 1] = torch.nan
-    assert not agent.is_finite(obs, latent)
+    assert not agent.is_finite(obs, belief)
     if not discrete:  # every parameter is finite, and the standard deviation is not
         agent.policy.log_std.data[2] = 100.0
-        assert not agent.is_finite(torch.randn(8, D), latent)
+        assert not agent.is_finite(torch.randn(8, D), belief)
 
 
 def test_a_saved_agent_has_its_normalisers():
