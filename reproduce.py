@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from importlib.util import find_spec
@@ -76,6 +76,15 @@ FRAMES = {  # the presets' --total-timesteps
     "Humanoid": 100_000_000,
     "Pick-Place": 50_000_000,
     "ML10": 100_000_000,
+}
+ITERATION = {  # the presets' frames of an iteration, VariBAD's and RL2's, and iterations between evaluations
+    "Grid-World": (960, 960, 50),
+    "Cheetah-Dir": (6400, 3200, 50),
+    "Walker": (3200, 3200, 50),
+    "Ant-Dir": (3200, 3200, 50),
+    "Humanoid": (12_800, 3200, 50),
+    "Pick-Place": (4800, 4800, 400),
+    "ML10": (4800, 4800, 2000),
 }
 TABLE1 = ("Grid-World", "Cheetah-Dir", "Walker", "Ant-Dir", "Humanoid")
 PAPER = {  # target: method: a mean and a standard error for every environment, in the order of the paper's columns
@@ -129,9 +138,18 @@ SIZE_SPEED = {  # of Figure 3
 }
 
 
+TUNING_SEEDS = (11, 12)  # what chooses a learning rate; never among the seeds that are reported
+TUNING_EVALUATIONS = 12  # of a tuning run, about: ten at least make a curve
+
+
+def short(rate: float) -> str:
+    """0.0007 as 7e-4."""
+    return np.format_float_scientific(rate, trim="-", exp_digits=1)
+
+
 @dataclass(frozen=True)
 class Run:
-    """One training run: `size` is one of SIZES; it and `eval_interval` (iterations) are the preset's where None."""
+    """One training run: `size` is one of SIZES; what is None, and `eval_interval` (iterations), is the preset's."""
 
     env: str
     method: str
@@ -139,13 +157,20 @@ class Run:
     frames: int
     size: str | None = None
     eval_interval: int | None = None
+    learning_rate: float | None = None
+
+    @property
+    def cell(self) -> tuple[str, str, str | None]:
+        """What a learning rate is chosen for."""
+        return self.env, self.method, self.size
 
     @property
     def name(self) -> str:
         """The name of its folder."""
         size = [self.size] if self.size else []
         every = [f"eval-{self.eval_interval}"] if self.eval_interval else []
-        return "__".join(map(str, [self.env, self.method, *size, self.seed, self.frames, *every]))
+        rate = [f"lr-{short(self.learning_rate)}"] if self.learning_rate else []
+        return "__".join(map(str, [self.env, self.method, *size, self.seed, self.frames, *every, *rate]))
 
     @property
     def command(self) -> list[str]:
@@ -154,6 +179,7 @@ class Run:
         flags = f"--env {self.env} {flags} {SIZES.get(self.size, '')} --seed {self.seed}"
         flags += f" --total-timesteps {self.frames}"
         flags += f" --eval-interval {self.eval_interval}" if self.eval_interval else ""
+        flags += f" --learning-rate {short(self.learning_rate)}" if self.learning_rate else ""
         return [script, *flags.split()]
 
 
@@ -222,6 +248,10 @@ class Args:
     """seeds instead of the paper's 1 to 5 (Pick-Place 10, ML10 3), or of --quick's 1 to 3 (Cheetah-Dir 1)"""
     total_timesteps: float | None = None
     """frames of every run instead of the preset's; 2e6 is understood"""
+    learning_rates: tuple[float, ...] = ()
+    """learning rates of which seeds 11 and 12 choose one for every environment and method (none: the preset's)"""
+    tuning_timesteps: float = 6e5
+    """frames of the runs that choose the learning rate"""
     executor: Literal["auto", "ray", "local"] = "auto"
     """Ray, or processes of this machine; auto takes Ray where it is installed"""
     address: str | None = None
@@ -254,8 +284,15 @@ def make_runs(args: Args) -> list[Run]:
             if value not in known:
                 fail(f"{name} has no {flag} {value}: choose from {', '.join(known)}.")
     frames = args.total_timesteps
-    if frames is not None and not (frames.is_integer() and frames > 0):
-        fail(f"--total-timesteps {frames} is not a whole number of frames: write it like 2000000 or 2e6.")
+    for flag, count in (("--total-timesteps", frames), ("--tuning-timesteps", args.tuning_timesteps)):
+        if count is not None and not (count.is_integer() and count > 0):
+            fail(f"{flag} {count} is not a whole number of frames: write it like 2000000 or 2e6.")
+    if not all(0 < rate < math.inf for rate in args.learning_rates):
+        fail("--learning-rates must be more than 0.")
+    if args.learning_rates and set(args.seeds) & set(TUNING_SEEDS):
+        fail("seeds 11 and 12 choose the learning rate and are not reported: leave them out of --seeds.")
+    if args.learning_rates and args.quick:
+        fail("--quick chooses no learning rate: leave --learning-rates out, or --quick.")
     if min(args.workers, args.retries, *args.seeds, 0) < 0:
         fail("--seeds, --workers and --retries must be 0 or more.")
     if args.sizes and args.target != "figure3":
@@ -279,6 +316,53 @@ def make_runs(args: Args) -> list[Run]:
     return list(dict.fromkeys(runs))
 
 
+def make_tuning_runs(args: Args, runs: Sequence[Run]) -> list[Run]:
+    """The runs that choose a learning rate for every cell of `runs`; none without --learning-rates."""
+    frames = int(args.tuning_timesteps)
+    tuning = []
+    for seed in TUNING_SEEDS:
+        for env, method, size in dict.fromkeys(run.cell for run in runs):
+            varibad, rl2, every = ITERATION[env]
+            often = max(1, frames // (rl2 if METHODS[method][1] == R else varibad) // TUNING_EVALUATIONS)
+            often = often if often < every else None
+            tuning += [Run(env, method, seed, frames, size, often, rate) for rate in args.learning_rates]
+    return list(dict.fromkeys(tuning))
+
+
+def area_under_curve(row: dict[str, str]) -> float:
+    """Mean return of a run's evaluations, without the one before training."""
+    return float(np.mean([value for frames, value in json.loads(row["curve"]) if frames > 0]))
+
+
+def areas_by_rate(rows: dict[str, dict[str, str]], tuning: Sequence[Run]) -> dict[tuple, dict[float, list[float]]]:
+    """The area under the curve of every tuning seed, by cell and learning rate; no cell of which a run is missing."""
+    areas: dict[tuple, dict[float, list[float]]] = {}
+    missing = {run.cell for run in tuning if shlex.join(run.command) not in rows}
+    for run in sorted(tuning, key=lambda run: (run.learning_rate, run.seed)):
+        if run.cell not in missing:
+            area = area_under_curve(rows[shlex.join(run.command)])
+            areas.setdefault(run.cell, {}).setdefault(run.learning_rate, []).append(area)
+    return areas
+
+
+def choose_rates(areas: dict[tuple, dict[float, list[float]]]) -> dict[tuple, float]:
+    """The learning rate with the largest area under the curve, mean over the tuning seeds; of equals the smaller."""
+    return {
+        cell: max(by_rate, key=lambda rate, by_rate=by_rate: (np.mean(by_rate[rate]), -rate))
+        for cell, by_rate in areas.items()
+    }
+
+
+def print_choice(areas: dict[tuple, dict[float, list[float]]]) -> None:
+    """What was chosen, and where the best rate is the smallest or largest, that a better one may lie outside."""
+    for cell, rate in choose_rates(areas).items():
+        means = ", ".join(f"{short(r)}: {np.mean(values):.2f}" for r, values in areas[cell].items())
+        print(f"{', '.join(filter(None, cell))}: learning rate {short(rate)} (area under the curve of {means})")
+        if len(areas[cell]) > 1 and rate in (min(areas[cell]), max(areas[cell])):
+            end = "smallest" if rate == min(areas[cell]) else "largest"
+            print(f"  note: {short(rate)} is the {end} of --learning-rates; the best may lie outside.")
+
+
 def speed(run: Run) -> float | None:
     """Frames per second of one run alone as measured, None where that is not known."""
     _, script, flags = METHODS[run.method]
@@ -297,7 +381,10 @@ def print_list(runs: Sequence[Run], args: Args) -> None:
         hours += run.frames / rate / 3600 if rate else 0
         unknown += rate is None
         done = "  done" if find_result(Path(args.runs_dir) / run.name) else ""
-        print(f"{run.frames:12,} frames {cost}  python {shlex.join(run.command)}{done}")
+        command = shlex.join(run.command)
+        if args.learning_rates and not run.learning_rate:
+            command, done = f"{command} --learning-rate (chosen by the tuning runs)", ""
+        print(f"{run.frames:12,} frames {cost}  python {command}{done}")
     cores = args.workers or CORES
     print(
         f"{len(runs)} runs, {sum(run.frames for run in runs):,} frames: {hours:,.2f} hours one after the other, "
@@ -429,18 +516,24 @@ def frames_so_far(folder: Path) -> int:
 # Rows of results/ENV.csv
 
 COLUMNS = (
-    *("env", "method", "size", "seed", "frames", "return", "return_stderr", "episode_returns"),
+    *("env", "method", "size", "seed", "frames", "return", "last_return", "return_stderr", "episode_returns"),
     *("test_return", "test_success", "parameters", "base_parameters", "curve"),
     *("wall_time", "SPS", "started", "machine", "python", "versions", "commit", "command", "args"),
 )
 
 
+def final_return(curve: Sequence[Sequence[float]]) -> float:
+    """Mean return of the evaluations of the last tenth of training, at least of the last one."""
+    return float(np.mean([value for frames, value in curve if frames > 0.9 * curve[-1][0] or frames == curve[-1][0]]))
+
+
 def make_row(run: Run, folder: Path) -> dict[str, str]:
     """The row of a finished run: what it reached, where, and everything needed to repeat it.
 
-    return: of the meta-episode, mean over the evaluation's tasks, and its standard error over them; episode_returns and
-    test_success (%): by episode; curve: (frames, return) of every evaluation, rows of older versions without the one
-    before training; wall_time: s; args: all of the script's.
+    return: of the meta-episode, mean over the evaluations of the last tenth of training; last_return: of the last
+    evaluation alone, mean over its tasks, and return_stderr its standard error over them. Also of the last evaluation
+    alone, by episode: episode_returns and test_success (%), which the curve does not have. curve: (frames, return) of
+    every evaluation; wall_time: s; args: all of the script's.
     """
     result = find_result(folder)
     where = json.loads((folder / "machine.json").read_text())
@@ -450,7 +543,8 @@ def make_row(run: Run, folder: Path) -> dict[str, str]:
     own = {"runs_dir", "exp_name", "resume", "evaluate"}  # say where it lies, not what it is
     values = {
         **{"env": run.env, "method": run.method, "size": run.size or "", "seed": run.seed, "frames": result["frames"]},
-        "return": total["mean"],
+        "return": final_return(result["eval_history"]),
+        "last_return": total["mean"],
         "return_stderr": total["stderr"],
         "episode_returns": [v["mean"] for k, v in result["evaluation"].items() if k.startswith("episodic_return_ep")],
         "test_return": test["meta_episodic_return"]["mean"] if test else "",
@@ -918,6 +1012,12 @@ def make_readme(results_dir: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def finished_rows(results_dir: Path, failed: dict[Run, str]) -> dict[str, dict[str, str]]:
+    """The rows without those that an earlier sweep made of the runs that failed now."""
+    commands = {shlex.join(run.command) for run in failed}
+    return {command: row for command, row in read_rows(results_dir).items() if command not in commands}
+
+
 def main(args: Args) -> None:
     """Does what the command line says; exit status 1 if a run failed."""
     results_dir = Path(args.results_dir)
@@ -927,8 +1027,10 @@ def main(args: Args) -> None:
         make_readme(results_dir)
         return
     runs = make_runs(args)
+    tuning = make_tuning_runs(args, runs)
     if args.list:
-        print_list(runs, args)
+        rates = choose_rates(areas_by_rate(read_rows(results_dir), tuning))
+        print_list([*tuning, *(replace(run, learning_rate=rates.get(run.cell)) for run in runs)], args)
         return
     if args.address and args.executor == "local":
         fail("--address is a Ray cluster's: leave it out, or --executor local.")
@@ -943,10 +1045,16 @@ def main(args: Args) -> None:
         fail(f"cannot make {error.filename} ({error.strerror}): choose another --runs-dir or --results-dir.")
     executor = ray_executor(workers, args.address) if with_ray else local_executor(workers)
     with watching_signals() as signals:
-        failed = sweep(runs, executor, args, signals)
-    rows = read_rows(results_dir)
-    for run in failed:
-        rows.pop(shlex.join(run.command), None)  # of an earlier sweep
+        failed, unknown = {}, []
+        if tuning:
+            failed = sweep(tuning, executor, args, signals)
+            areas = areas_by_rate(finished_rows(results_dir, failed), tuning)
+            print_choice(areas)
+            rates = choose_rates(areas)
+            unknown = list(dict.fromkeys(run.cell for run in runs if run.cell not in rates))
+            runs = [replace(run, learning_rate=rates[run.cell]) for run in runs if run.cell in rates]
+        failed |= sweep(runs, executor, args, signals)
+    rows = finished_rows(results_dir, failed)
     if finished := rows_of(rows, runs):
         files = draw(args.target, rows, runs, results_dir / f"{args.target}{'-quick' if args.quick else ''}")
         print("drawn:", *files, f"({len(finished)} of {len(runs)} runs)")
@@ -955,6 +1063,9 @@ def main(args: Args) -> None:
         print(f"\nfailed: {run.name}: {why}", file=sys.stderr)
         print(f"  again: python {shlex.join(command_line(run, folder))}", file=sys.stderr)
         print(f"  without the folder {folder} it begins anew", file=sys.stderr)
+    for cell in unknown:
+        name = ", ".join(filter(None, cell))
+        print(f"\nnot started: {name}: a run that chooses its learning rate failed.", file=sys.stderr)
     if failed:
         raise SystemExit(1)
 
