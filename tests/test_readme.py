@@ -1,4 +1,7 @@
-"""The README's teaching path: what it says of the code is true of the code, and its changes can be made and run."""
+"""README.md and docs/: what they say of the code is true of the code, and their commands and changes can be run.
+
+All of it is marked `docs`: someone who changes the code for an experiment of their own leaves it out (-m "not docs").
+"""
 
 import ast
 import contextlib
@@ -6,6 +9,7 @@ import copy
 import importlib.util
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,19 +21,27 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import tyro
 from torch.testing import assert_close
 
+import reproduce
+import rl2_hyper
+import show
 import varibad_hyper
+
+pytestmark = pytest.mark.docs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+DOCS = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+PAGES = {"README": README} | DOCS
 SCRIPTS = ("varibad_hyper.py", "rl2_hyper.py")
 
 
-def section(title):
-    """The text below a heading, up to the next of its level or a higher one."""
-    (hashes,) = re.findall(rf"^(#+) {re.escape(title)}$", README, re.M)
-    rest = README.split(f"\n{hashes} {title}\n")[1]
+def section(page, title):
+    """The text below a heading of a page, up to the next of its level or a higher one."""
+    (hashes,) = re.findall(rf"^(#+) {re.escape(title)}$", page, re.M)
+    rest = page.split(f"\n{hashes} {title}\n")[1]
     return re.split(rf"^#{{1,{len(hashes)}}} ", rest, maxsplit=1, flags=re.M)[0]
 
 
@@ -88,7 +100,7 @@ class Bare(ast.NodeTransformer):
 
 
 def test_idea_is_the_codes():
-    (code,) = re.findall(r"```python\n(.*?)```", section("The idea in twelve lines"), re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", section(README, "The idea in twelve lines"), re.S)
     shown = ast.parse(code).body
     assert [function.name for function in shown] == ["bias_hyperinit_", "weight_hyperinit_"]
     for function in shown:
@@ -98,7 +110,7 @@ def test_idea_is_the_codes():
 
 
 def test_way_through_the_files_names_what_is_there():
-    text = section("Read this first")
+    text = section(DOCS["reading"], "In this order")
     ways = [row for row in rows(text) if code_words(row[0]) and len(row) == 3 and row[0].endswith(".py`")]
     assert [row[0] for row in ways][:4] == [f"`{file}`" for file in ("hyperinit.py", "gridworld.py", *SCRIPTS)]
     for file, *cells in ways:
@@ -107,7 +119,9 @@ def test_way_through_the_files_names_what_is_there():
 
 
 def test_parts_of_main_are_marked_in_the_order_that_is_told():
-    told = re.search(r"`# ---`, in this order: ([^.]*)\.", " ".join(section("Read this first").split()))[1].split(", ")
+    told = re.search(r"`# ---`, in this order: ([^.]*)\.", " ".join(section(DOCS["reading"], "In this order").split()))[
+        1
+    ].split(", ")
     for script, parts in zip(SCRIPTS, (told, [part for part in told if part != "VAE update"]), strict=True):
         marks = re.findall(r"^ +# --- (.*)$", (ROOT / script).read_text(), re.M)
         assert len(marks) == len(parts)
@@ -117,7 +131,7 @@ def test_parts_of_main_are_marked_in_the_order_that_is_told():
 
 def test_equations_stand_where_the_table_says():
     """In the source of every definition stands the number or name in the row's first column."""
-    table = rows(section("The papers' equations in the code"))
+    table = rows(section(DOCS["reading"], "The papers' equations in the code"))
     assert len(table) >= 20
     for number, _, code in table:
         files, names = [], []
@@ -143,7 +157,7 @@ def test_difference_of_the_scripts_is_told_whole():
     """Every definition that only one of them has or that differs is named, and nothing else is."""
     varibad, rl2 = map(definitions, SCRIPTS)
     differing = {name for name in varibad.keys() & rl2.keys() if ast.dump(varibad[name]) != ast.dump(rl2[name])}
-    table = rows(section("VariBAD and RL2 differ in this"))
+    table = rows(section(DOCS["reading"], "VariBAD and RL2 differ in this"))
     assert {name for row in table for name in code_words(row[0])} == differing | (varibad.keys() ^ rl2.keys())
     for part, in_varibad, in_rl2, _ in table:
         assert in_varibad != in_rl2 and (part == "imports" or code_words(part))
@@ -157,10 +171,142 @@ def test_imports_that_differ_are_told():
     for script in SCRIPTS:
         nodes = [node for node in parse(ROOT / script).body if isinstance(node, ast.ImportFrom)]
         names.append({alias.name for node in nodes for alias in node.names})
-    told = [row for row in rows(section("VariBAD and RL2 differ in this")) if row[0] == "imports"]
+    told = [row for row in rows(section(DOCS["reading"], "VariBAD and RL2 differ in this")) if row[0] == "imports"]
     assert names[1] <= names[0]
     assert len(told) == (names[0] != names[1])  # a row only where there is something to tell
     assert {word for row in told for word in code_words(row[1])} == names[0] - names[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The pages, their links, their commands
+
+
+def test_front_page_can_be_read_whole():
+    lines = README.splitlines()
+    assert len(lines) <= 300
+    assert "```bash" in lines[:40]  # the first screen has a command
+    code = False
+    for line in lines:
+        code ^= line.startswith("```")
+        assert code or len(line) <= (210 if line.startswith("|") else 120), line
+
+
+def anchors(page):
+    """What a link can point to: headings as GitHub writes them."""
+    titles = re.findall(r"^#+ (.*)$", page, re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    folder = ROOT if name == "README" else ROOT / "docs"
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[name]):
+        if not target.startswith("http"):
+            path, _, anchor = target.partition("#")
+            file = folder / path if path else folder / f"{name}.md"
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file.read_text()), target
+
+
+def test_every_page_is_one_link_away():
+    linked = set(re.findall(r"\]\(docs/(\w+)\.md", section(README, "Look things up")))
+    assert linked >= DOCS.keys()
+
+
+def commands(*programs):
+    """The arguments of every command in the pages' shell blocks that starts one of these programs."""
+    pages = "\n".join(page for name, page in PAGES.items() if name != "recipes")  # whose commands need its changes
+    lines = "\n".join(re.findall(r"^```bash\n(.*?)```", pages, re.M | re.S)).splitlines()
+    lines += re.findall(r"^\| `(python [^`]*)` \|", pages, re.M)
+    words = [line.partition("  #")[0].split() for line in lines]
+    found = [(line[1], line[2:]) for line in words if line[:1] == ["python"] and line[1] in programs]
+    assert found
+    return found
+
+
+def test_commands_that_train_are_understood():
+    modules = {"varibad_hyper.py": varibad_hyper, "rl2_hyper.py": rl2_hyper}
+    for script, flags in commands(*SCRIPTS):
+        if not {"--resume", "--evaluate"} & set(flags):
+            modules[script].check_args(modules[script].parse_args(flags))
+
+
+def test_commands_that_draw_are_understood(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _, flags in commands("show.py"):
+        show.parse_args(flags)
+
+
+def test_commands_that_reproduce_are_understood():
+    for _, flags in commands("reproduce.py"):
+        args = tyro.cli(reproduce.Args, args=flags)
+        assert args.target == "readme" or reproduce.make_runs(args)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In one's own code
+
+LAYER, GRID, AGENT = re.findall(r"^```python\n(.*?)```", section(README, "Use it in your own code"), re.M | re.S)
+
+
+def python(code, folder):
+    """What a script of one's own prints, in a folder of its own."""
+    command = [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", code]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_layer_learns_as_told(tmp_path):
+    text = " ".join(section(README, "Use it in your own code").split())
+    first, last = re.search(r"losses of ([\d.]+) at step 0 and less than ([\d.]+) at step 1000", text).groups()
+    (other,) = re.findall(r"`(init_hyper_linear_\(.*?\))`", text)
+    then = f"""
+from hyperinit import init_hyper_linear_
+{other}
+assert not net.hidden.weight[-1].any() and not net.hidden.bias.any()
+for k in range(2):
+    assert torch.allclose(net.hidden.weight[k].norm(), torch.ones(()))
+"""
+    out = python(LAYER + then, tmp_path)
+    losses = {int(step): float(loss) for step, loss in re.findall(r"step (\d+): ([\d.]+)", out)}
+    assert losses[0] == pytest.approx(float(first), rel=0.2) and 0 < losses[1000] < float(last)
+
+
+def test_grid_world_goes_on_as_told(tmp_path):
+    then = """
+import numpy as np
+assert np.array_equal(envs.elapsed, np.full(16, 100 % 15)) and obs.shape == (16, 2)
+envs = gym.make_vec("GridWorld-v0", num_envs=16, vectorization_mode="sync")
+assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.NEXT_STEP
+"""
+    assert 'vectorization_mode="sync"' in section(README, "Use it in your own code")
+    grid = [line.split() for line in python(GRID + then, tmp_path).splitlines()[:5]]
+    assert grid[4] == [".", "A", ".", ".", ".", "-0.1"]  # a step to the right, without reward
+    assert sum(line.count("G") for line in grid) == 1
+
+
+@pytest.mark.slow
+def test_saved_agent_is_played_and_looked_at_as_told(tmp_path):
+    """The returns are those of the evaluation, in which this goal is one of 24."""
+    flags = "--total-timesteps 5e3 --eval-interval 0 --learning-starts 0 --no-cuda"
+    run = [sys.executable, ROOT / "varibad_hyper.py", *flags.split()]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    out = python(AGENT, tmp_path)
+    (folder,) = tmp_path.glob("runs/*")
+    agent, envs = varibad_hyper.load_agent(str(folder))
+    goal = envs.all_tasks.tolist().index([4, 2])
+    played = varibad_hyper.evaluate(agent, envs, 0)[goal]
+    assert out.strip() == str(played.returns)
+
+    kept = json.loads((folder / "result.json").read_text())["evaluation"]["meta_episodic_return"]["mean"]
+    (flags,) = [flags for script, flags in commands("varibad_hyper.py") if "--evaluate" in flags][:1]
+    command = [sys.executable, ROOT / "varibad_hyper.py", *flags[:-1], folder]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert f"meta-episode return {kept:.2f} " in done.stdout
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -173,7 +319,7 @@ def flag(field):
 
 def test_flag_table_is_about_flags_that_exist():
     """Every flag in its right column exists, and every flag stands in it or in the list of those that they lack."""
-    text = section("From the authors' flags to ours")
+    text = DOCS["flags"]
     table = rows(text)
     ours = {word for row in table for word in code_words(row[1])} - {"rl2_hyper.py"}
     theirs = [word for row in table for word in code_words(row[0])]
@@ -189,7 +335,7 @@ def test_flag_table_is_about_flags_that_exist():
 # The changes
 
 
-RECIPES = re.findall(r"^### (.*?)\n.*?```diff\n(.*?)```\n\n```bash\n(.*?)```", section("Change it"), re.M | re.S)
+RECIPES = re.findall(r"^## (.*?)\n.*?```diff\n(.*?)```\n\n```bash\n(.*?)```", DOCS["recipes"], re.M | re.S)
 DIFFS = {title: diff for title, diff, _ in RECIPES}
 COMMANDS = {title: commands.strip().splitlines() for title, _, commands in RECIPES}
 TINY = (
@@ -197,15 +343,26 @@ TINY = (
 )
 
 
+def apply(title, folder, command="git apply change.diff"):
+    """Does to a copy of the files what the page says."""
+    (folder / "change.diff").write_text(DIFFS[title])
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, shell=True)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.fixture
-def changed(request, tmp_path):
-    """A folder with the files as the recipe changes them."""
+def copied(tmp_path):
+    """A folder with a copy of the files."""
     for file in ROOT.glob("*.py"):
         shutil.copy(file, tmp_path)
-    (tmp_path / "change.diff").write_text(DIFFS[request.param])
-    result = subprocess.run(["git", "apply", "change.diff"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0, result.stderr
     return tmp_path
+
+
+@pytest.fixture
+def changed(request, copied):
+    """A folder with the files as the recipe changes them."""
+    apply(request.param, copied)
+    return copied
 
 
 def changed_by(title):
@@ -225,7 +382,26 @@ def load(folder, monkeypatch):
 
 def test_there_are_four_changes():
     assert list(DIFFS) == ["An initialiser", "An environment", "An architecture", "An encoder"]
-    assert section("Change it").count("```diff") == len(DIFFS)
+    assert "".join(PAGES.values()).count("```diff") == len(DIFFS)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_changes_apply_on_top_of_each_other_and_to_both_scripts(order, copied):
+    """And the copies of what both scripts share stay equal, as tests/test_twins.py wants them."""
+    (both,) = re.findall(r"^sed .*$", DOCS["recipes"], re.M)
+    (copied / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "test_twins.py", copied / "tests")
+    for title in list(DIFFS)[::order]:
+        apply(title, copied)
+        if title != "An encoder":
+            apply(title, copied, both)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_twins.py"]
+    result = subprocess.run(command, cwd=copied, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout
+    source = (copied / "varibad_hyper.py").read_text()
+    assert all(name in source for name in ('"noisy-bias"', '"Cheetah-Vel"', '"hyper-input"', '"sum"'))
+    rl2 = (copied / "rl2_hyper.py").read_text()
+    assert all(name in rl2 for name in ('"noisy-bias"', '"Cheetah-Vel"', '"hyper-input"'))
 
 
 @pytest.mark.parametrize("changed", DIFFS, indirect=True)
