@@ -119,9 +119,8 @@ def test_way_through_the_files_names_what_is_there():
 
 
 def test_parts_of_main_are_marked_in_the_order_that_is_told():
-    told = re.search(r"`# ---`, in this order: ([^.]*)\.", " ".join(section(DOCS["reading"], "In this order").split()))[
-        1
-    ].split(", ")
+    text = " ".join(section(DOCS["reading"], "In this order").split())
+    told = re.search(r"`# ---`, in this order: ([^.]*)\.", text)[1].split(", ")
     for script, parts in zip(SCRIPTS, (told, [part for part in told if part != "VAE update"]), strict=True):
         marks = re.findall(r"^ +# --- (.*)$", (ROOT / script).read_text(), re.M)
         assert len(marks) == len(parts)
@@ -222,6 +221,20 @@ def commands(*programs):
     found = [(line[1], line[2:]) for line in words if line[:1] == ["python"] and line[1] in programs]
     assert found
     return found
+
+
+def test_first_run_prints_what_is_told():
+    """The first commands' table gives the numbers of a kept result."""
+    (kept,) = (ROOT / "results").glob("Grid-World__*.json")
+    kept = json.loads(kept.read_text())
+    script, *flags = re.search(r"^\| `python (varibad_hyper\.py [^`]*)` \|", README, re.M)[1].split()
+    names = ("env", "arch", "init", "seed", "total_timesteps", "vae_updates", "vae_batch", "vae_learning_rate")
+    wanted = varibad_hyper.parse_args(flags)
+    assert {name: kept["args"][name] for name in names} == {name: getattr(wanted, name) for name in names}
+    evaluation = kept["evaluation"]["meta_episodic_return"]
+    assert f"| meta-episode return {evaluation['mean']:.2f} +- {evaluation['stderr']:.2f} (24 tasks) |" in README
+    assert f"The return was {kept['eval_history'][0][1]:.2f} before training" in README
+    assert f"the best possible is {varibad_hyper.GRID_WORLD_BEST['all']:.2f}" in README
 
 
 def test_commands_that_train_are_understood():
