@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import fields, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import gridworld
 import reproduce
 import rl2_hyper
 import varibad_hyper
@@ -299,6 +301,26 @@ def test_a_run_that_fails_at_its_first_checkpoint_leaves_the_handlers(script, tm
 
 
 @both_scripts
+@pytest.mark.parametrize("env, sizes", [("Grid-World", (3, 5, 60)), ("Walker", (18, 6, 400))])
+def test_first_lines_say_what_is_trained(script, env, sizes, tmp_path, capsys):
+    """Three lines, then one for every evaluation."""
+    folder = run(script, tmp_path, "--env", env, "--num-steps", "37", "--init", "hfi", "--seed", "3")
+    first, second, third, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"{env}, hyper-hfi, seed 3: 5 iterations of 4 x 37 = 148 frames on cpu"
+    result = json.loads((folder / "result.json").read_text())
+    total, hyper, base = (result["parameters"][name] for name in ("total", "hypernetwork", "base_network"))
+    assert second == (
+        "observation {}, action {}, {} steps a task; ".format(*sizes)
+        + f"parameters: total {total:,}, hypernetwork {hyper:,}, base network {base:,}"
+    )
+    assert third == f"run folder: {folder}"
+    assert [line.partition(" frames: meta-episode return ")[0] for line in lines[:4]] == ["0", "296", "592", "740"]
+    for line, (_, mean) in zip(lines, result["eval_history"], strict=False):
+        assert f"return {mean:.2f} +- " in line
+    assert lines[4].startswith("finished: ")
+
+
+@both_scripts
 def test_finite_tasks_are_evaluated_equally_often(script):
     for env, count in ("Grid-World", 24), ("Cheetah-Dir", 6):
         args = script.parse_args(["--env", env, "--eval-tasks", "6"])
@@ -560,6 +582,57 @@ def test_folder_checkpoint_and_model_evaluate_alike(script, saved_runs, tmp_path
         assert evaluated(script, capsys, "--evaluate", path) == expected
     assert evaluated(script, capsys, "--evaluate", folder, "--env", "Cheetah-Dir", "--no-cuda") == expected
     assert contents(folder) == before and list(tmp_path.iterdir()) == [only_model]
+    (only_model / "model.pt").write_bytes(b"of an earlier end, before the run was continued")
+    (only_model / "checkpoint.pt").write_bytes((folder / "checkpoint.pt").read_bytes())
+    assert evaluated(script, capsys, "--evaluate", only_model) == expected
+
+
+@both_scripts
+def test_evaluation_may_use_another_machine(script, saved_runs, monkeypatch, capsys):
+    """With more threads, for torch and for the physics, or a GPU where training had none."""
+    asked, make_pool = [], script.ThreadPoolExecutor
+    monkeypatch.setattr(script.torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(script, "ThreadPoolExecutor", lambda workers: asked.append(-workers) or make_pool(workers))
+    out = evaluated(script, capsys, "--evaluate", saved_runs[script], "--threads", 2, "--cuda")
+    assert out.startswith("meta-episode return ") and sorted(asked) == [-2, 2]
+
+
+@both_scripts
+def test_every_file_says_what_made_it(script, saved_runs):
+    folder = saved_runs[script]
+    result = json.loads((folder / "result.json").read_text())
+    saved = [torch.load(folder / name, weights_only=True) for name in ("checkpoint.pt", "model.pt")]
+    for file in result, *saved:
+        assert file["script"] == script.__name__ and file["commit"] == script.script_commit()
+        assert file["versions"] == {name: version(name) for name in ("torch", "mujoco", "gymnasium")}
+        assert script.Args(**file["args"]).env == "Cheetah-Dir" and file["args"]["resume"] is None
+
+
+@both_scripts
+def test_commit_is_the_repositorys(script, tmp_path, monkeypatch):
+    """None where the script is not in one, or there is no git; "-dirty" if a file has changed."""
+
+    def git(*words):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.invalid", "-c", "commit.gpgsign=false"]
+        done = command(["git", "-C", str(tmp_path), *identity, *words])
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    path = tmp_path / "script.py"
+    path.write_text("1")
+    monkeypatch.setattr(script, "__file__", str(path))
+    assert script.script_commit() is None
+    git("init")
+    assert script.script_commit() is None
+    git("add", ".")
+    git("commit", "-m", "first")
+    git("tag", "-a", "v1", "-m", "a tag, which would hide the commit")
+    commit = git("rev-parse", "HEAD")
+    assert len(commit) == 40 and script.script_commit() == commit
+    path.write_text("2")
+    assert script.script_commit() == f"{commit}-dirty"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert script.script_commit() is None
 
 
 @both_scripts
@@ -666,15 +739,85 @@ def test_last_lines_name_no_file_that_is_not_there(script, tmp_path, capsys):
     assert finished.startswith("finished: ") and tensorboard.startswith("look: tensorboard --logdir ")
 
 
+@pytest.mark.parametrize("goals", ["all", "far"])
+def test_best_possible_return_of_grid_world_is_named(goals, tmp_path, capsys):
+    run(rl2_hyper, tmp_path, "--grid-goals", goals, "--total-timesteps", "148")
+    (finished,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("finished: ")]
+    best = rl2_hyper.GRID_WORLD_BEST[goals]
+    assert finished.endswith(f", best possible {best:.2f}")
+    assert best == varibad_hyper.GRID_WORLD_BEST[goals] and (goals == "far" or best == reproduce.BAYES_OPTIMAL)
+    cells = [(int(x), int(y)) for x, y in gridworld.goal_cells(5, goals)]
+    # Steps on the goal, summed over the goals, of a meta-episode of 60 steps: 1 is earned on it, -0.1 elsewhere.
+    on_goal = (best + 0.1 * 60) / 1.1 * len(cells)
+    assert on_goal == pytest.approx(round(on_goal), abs=2e-3)
+    assert most_steps_on_goal(cells, at_least=round(on_goal)) == round(on_goal)
+
+
+def most_steps_on_goal(goals, at_least, size=5, horizon=15, episodes=4):
+    """Summed over the goals, of the best policy that is not told the goal; 0 if that is less than `at_least`.
+
+    Until the goal is found, nothing is learned but where it is not: a policy is a walk of `horizon` steps an episode,
+    each from the start; once it is found, the policy goes straight to it. Walks are made longer step by step. Of those
+    that are in one cell and have entered the same goals, the best is kept, if it can still reach `at_least`.
+    """
+
+    def earned(goal, episode, step):
+        """Steps on the goal, in this episode and those that follow, if it is first entered in this step."""
+        return horizon + 1 - step + (episodes - 1 - episode) * (horizon + 1 - sum(goal))
+
+    def at_most(entered, episode, step):
+        """What is still earned if a new goal could be entered in every step from here on, the nearest first."""
+        left = sorted(set(goals) - entered, key=sum)
+        first = episode * horizon + step  # steps so far
+        times = [divmod(first + k, horizon) for k in range(min(len(left), episodes * horizon - first))]
+        return sum(earned(goal, e, s + 1) for goal, (e, s) in zip(left, times, strict=False))
+
+    walks = {((0, 0), frozenset()): 0}  # (cell, goals entered): what is earned
+    for episode in range(episodes):
+        starts: dict = {}
+        for (_, entered), total in walks.items():
+            starts[(0, 0), entered] = max(total, starts.get(((0, 0), entered), 0))
+        walks = starts
+        for step in range(1, horizon + 1):
+            longer: dict = {}
+            for ((x, y), entered), total in walks.items():
+                for dx, dy in gridworld.MOVES.tolist():
+                    cell = x + dx, y + dy
+                    if 0 <= min(cell) and max(cell) < size:
+                        new = cell in goals and cell not in entered
+                        key = cell, entered | {cell} if new else entered
+                        longer[key] = max(total + new * earned(cell, episode, step), longer.get(key, 0))
+            bounds = {entered: at_most(entered, episode, step) for _, entered in longer}
+            walks = {key: total for key, total in longer.items() if total + bounds[key[1]] >= at_least}
+    return max(walks.values(), default=0)
+
+
+def test_most_steps_on_goal_by_hand():
+    """On a 2x2 grid, in episodes of two steps: the first episode enters two goals, the second the third one."""
+    goals = [(0, 1), (1, 0), (1, 1)]
+    assert most_steps_on_goal(goals, 0, size=2, horizon=2, episodes=1) == 2 + 1
+    assert most_steps_on_goal(goals, 0, size=2, horizon=2, episodes=2) == (2 + 2) + (1 + 1) + 2
+    assert most_steps_on_goal(goals, 9, size=2, horizon=2, episodes=2) == 0
+
+
+@pytest.mark.parametrize("flags", ["--grid-size 4", "--grid-horizon 14", "--episodes-per-task 3", "--env Cheetah-Dir"])
+def test_best_possible_return_is_named_of_no_other_task(flags, tmp_path, capsys):
+    run(rl2_hyper, tmp_path, *flags.split(), "--num-steps", "37", "--total-timesteps", "148")
+    out = capsys.readouterr().out
+    assert "\nfinished: " in out and "best possible" not in out
+
+
 @pytest.mark.slow
 @both_scripts
 @pytest.mark.parametrize("env", ["Grid-World", "Walker"])
 def test_trains_whatever_renderer_the_shell_names(script, env, tmp_path):
-    """Also two that contradict each other, which OpenGL refuses: training draws nothing."""
+    """Also two that contradict each other, which OpenGL refuses: training draws nothing, and does not import it."""
     names = {"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "egl"}
     flags = [*SHORT, "--env", env, "--num-steps", "37", "--runs-dir", str(tmp_path)]
-    done = command([sys.executable, script.__file__, *flags], env=os.environ | names)
+    done = command([sys.executable, "-X", "importtime", script.__file__, *flags], env=os.environ | names)
     assert done.returncode == 0, done.stderr
+    imported = set(re.findall(r"^import time: .*\| +([\w.]+)$", done.stderr, re.MULTILINE))
+    assert "mujoco" in imported and "OpenGL" not in imported
     assert len(list(tmp_path.glob("*/result.json"))) == 1
 
 
