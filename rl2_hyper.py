@@ -1222,6 +1222,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def make_args(env: str = "Grid-World", **changes: Any) -> Args:
     """The preset of `env` with some changes, for notebooks: make_args("Cheetah-Dir", seed=2)."""
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
     return Args(env=env, **PRESETS[env] | changes)
 
 
@@ -1361,18 +1362,20 @@ def load_saved(path: str, mmap: bool = False) -> tuple[dict[str, Any], Args]:
     try:
         if file.is_dir():
             file = min(file.glob("*.pt"), default=file / "checkpoint.pt")  # checkpoint.pt, or else model.pt
-        if not mmap and zipfile.ZipFile(file).testzip() is not None:  # compares checksums
-            raise zipfile.BadZipFile
+        with zipfile.ZipFile(file) as archive:  # notices what is cut off
+            if not mmap and archive.testzip() is not None:  # compares checksums
+                raise zipfile.BadZipFile
         saved = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
         if saved["script"] != script:
             fail(f"{file} belongs to {saved['script']}.py: use that script.")
         args, types = Args(**saved["args"]), get_type_hints(Args)
         for name, default in asdict(Args()).items():
             value, choices = getattr(args, name), get_args(types[name])
-            same_type = default is None or type(value) is type(default)
+            kind = (int, float) if isinstance(default, float) else type(default)
+            same_type = default is None or isinstance(value, kind)
             if not same_type or (isinstance(default, str) and choices and value not in choices):
                 raise TypeError(name)
-            if isinstance(default, tuple) and not all(type(units) is int for units in value):
+            if isinstance(default, tuple) and not all(isinstance(units, int) for units in value):
                 raise TypeError(name)
         return saved, args
     except OSError as error:
@@ -1385,7 +1388,8 @@ def load_agent(path: str, args: Args | None = None) -> tuple[Agent, MetaEpisodes
     """A saved agent and environments to evaluate it in: those of `args`, or of its own arguments."""
     saved, saved_args = load_saved(path)
     with refusing_sizes():
-        envs = make_eval_envs(args or saved_args)
+        # On Meta-World the seed makes the tasks: they stay those that were trained on.
+        envs = make_eval_envs(replace(args or saved_args, seed=saved_args.seed))
         agent = Agent(envs, args or saved_args)
         agent.load_state_dict(saved["agent"])
     if not all(tensor.isfinite().all() for tensor in agent.state_dict().values()):
@@ -1428,7 +1432,11 @@ class Run:
         self.origin = {"script": self.script, "commit": script_commit(), "versions": versions}
         self.folder = self.open_folder()
         if args.resume is not None:
-            self.restore()
+            try:
+                self.restore()
+            except BaseException:
+                self.lock.close()  # so that a notebook may try again
+                raise
         self.resumed_at, self.started = self.seconds, time.monotonic()
         if args.track:
             start_tracking(args, self.folder)
@@ -1551,7 +1559,7 @@ class Run:
         """Ends the run with a sentence and exit status 1; what was logged and saved stays."""
         path = self.folder / "checkpoint.pt"
         last = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint"
-        print(f"\nerror: {what} after iteration {self.iteration}: the run was stopped, {last}.", file=sys.stderr)
+        print(f"\nerror: {what}: the run was stopped after iteration {self.iteration}, {last}.", file=sys.stderr)
         raise SystemExit(1)
 
     def stop_if_signalled(self) -> None:
@@ -1597,7 +1605,7 @@ class Run:
         """Logs; stops at what is not finite; writes a checkpoint where one is due, or a signal has come."""
         for name, value in (scalars | {"the agent": 0.0 if finite else math.nan}).items():
             if not math.isfinite(value):
-                self.stop(f"{name} is not finite in the iteration")
+                self.stop(f"{name} is not finite")
         self.iteration += 1
         self.global_step += self.batch_size
         envs = self.stateful["envs"]
@@ -1672,6 +1680,9 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C.", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader of the output has gone, as in `--help | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it exits
+        raise SystemExit(1) from None
     except OSError as error:  # a full disk, a folder that went away, a worker that died
         how = "once that is fixed, a run that has a checkpoint continues with --resume"
         print(f"\nerror: {error}: stopped; {how}.", file=sys.stderr)

@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -246,7 +247,7 @@ def test_loss_that_is_not_finite_stops_the_run(script, tmp_path, monkeypatch, ca
     assert stop.value.code == 1
     error = capsys.readouterr().err
     first = "policy_loss"  # of the losses that are not finite: one spoils all others in the next minibatch
-    assert f"error: losses/{first} is not finite in the iteration after iteration 2: the run was stopped" in error
+    assert f"error: losses/{first} is not finite: the run was stopped after iteration 2, the last good" in error
     (folder,) = tmp_path.iterdir()
     assert list(scalars(folder)["charts/SPS"]) == [148, 296]  # what was logged before stays
     assert not (folder / "result.json").exists()
@@ -260,7 +261,10 @@ def test_an_agent_that_is_not_finite_stops_the_run(script, iterations, tmp_path,
     with pytest.raises(SystemExit) as stop:
         run(script, tmp_path, *flags.split())
     assert stop.value.code == 1
-    assert "error: the agent is not finite in the iteration after iteration 1" in capsys.readouterr().err
+    assert (
+        "error: the agent is not finite: the run was stopped after iteration 1, the last good"
+        in capsys.readouterr().err
+    )
     (folder,) = tmp_path.iterdir()
     assert list(scalars(folder)["charts/SPS"]) == [148] and not (folder / "result.json").exists()
 
@@ -475,6 +479,28 @@ def test_make_args_is_the_command_line(script):
 
 
 @both_scripts
+def test_what_make_args_takes_can_be_loaded(script, tmp_path):
+    """A whole number for a float, a list for layers."""
+    sizes = {"num_envs": 4, "num_steps": 37, "total_timesteps": 148, "num_minibatches": 2, "eval_interval": 0}
+    args = script.make_args(gamma=1, base_layers=[8, 9], save_model=True, runs_dir=str(tmp_path), **sizes)
+    folder = script.main(args)
+    for name in "checkpoint.pt", "model.pt":
+        assert script.load_saved(str(folder / name))[1] == args
+    assert script.parse_args(["--evaluate", str(folder)]).base_layers == (8, 9)
+
+
+@both_scripts
+def test_reader_that_has_gone_is_no_error(script):
+    """As in `--help | head -1`."""
+    process = subprocess.Popen(
+        [sys.executable, script.__file__, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()  # long before the script has anything to write
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 1
+
+
+@both_scripts
 def test_bare_command_is_grid_world_with_bias_hyperinit(script):
     assert script.parse_args([]) == script.Args(env="Grid-World", arch="hyper", init="bias")
 
@@ -585,6 +611,31 @@ def test_folder_checkpoint_and_model_evaluate_alike(script, saved_runs, tmp_path
     (only_model / "model.pt").write_bytes(b"of an earlier end, before the run was continued")
     (only_model / "checkpoint.pt").write_bytes((folder / "checkpoint.pt").read_bytes())
     assert evaluated(script, capsys, "--evaluate", only_model) == expected
+
+
+@both_scripts
+def test_refused_resume_lets_go_of_the_folder(script, saved_runs, capsys):
+    """While the error is kept, as a notebook does; a second refusal would otherwise name another process."""
+    kept = []
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            script.main(script.parse_args(["--resume", str(saved_runs[script])]))
+        kept.append(stop.value)
+        assert stop.value.code == 2 and "is finished: give a larger --total-timesteps" in capsys.readouterr().err
+
+
+@both_scripts
+def test_evaluation_keeps_the_tasks_of_meta_world(script, tmp_path, monkeypatch):
+    """Those that were trained on, whatever the --seed."""
+    agent = SimpleNamespace(load_state_dict=lambda state: None, state_dict=dict)
+    monkeypatch.setattr(script, "Agent", lambda envs, args: agent)
+    monkeypatch.setattr(script, "MetaWorldVectorEnv", lambda benchmark, num_envs, end_on_success: benchmark)
+    monkeypatch.setattr(script, "MetaEpisodes", lambda envs, episodes_per_task, gamma: envs)
+    args = script.make_args("Pick-Place", seed=1)
+    torch.save({"script": script.__name__, "args": asdict(args), "agent": {}}, tmp_path / "model.pt")
+    goals = [task.data for task in script.make_eval_envs(args).train_tasks]
+    _, benchmark = script.load_agent(str(tmp_path / "model.pt"), replace(args, seed=2))
+    assert [task.data for task in benchmark.train_tasks] == goals
 
 
 @both_scripts
