@@ -1,12 +1,13 @@
 """The paper's tables and figures, from one command: declares their runs, does them side by side, draws the result.
 
     python reproduce.py figure1 --quick
-    python reproduce.py table1 --envs Grid-World --total-timesteps 2e6
+    python reproduce.py table1 --envs Grid-World --total-timesteps 2e6 --learning-rates 3e-4 7e-4 2e-3
 
 A run is a command line of `varibad_hyper.py` or `rl2_hyper.py`, which are started as they are. Every run has a folder
 of its own; a finished one is known by its `result.json` and not repeated, another goes on from its checkpoint. Runs
 are tasks of Ray where it is installed (`pip install -r requirements-optional.txt`; `--address` joins a cluster), else
 processes of this machine. Finished runs are rows of `results/ENV.csv`; tables and figures are made from those rows.
+With `--learning-rates`, runs with seeds of their own first choose the rate of every environment and method.
 """
 
 import csv
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -68,25 +69,15 @@ SIZES = {  # Figure 3: state features, hidden layers of the base network (supple
     "XL": "--state-features 256 --base-layers 256 128",
     "XXL": "--state-features 1024 --base-layers 512 512",
 }
-FRAMES = {  # the presets' --total-timesteps
-    "Grid-World": 4_000_000,
-    "Cheetah-Dir": 100_000_000,
-    "Walker": 100_000_000,
-    "Ant-Dir": 100_000_000,
-    "Humanoid": 100_000_000,
-    "Pick-Place": 50_000_000,
-    "ML10": 100_000_000,
+PRESETS = {  # the scripts': frames of a run, of an iteration of VariBAD and of RL2; iterations between evaluations
+    "Grid-World": (4_000_000, 960, 960, 50),
+    "Cheetah-Dir": (100_000_000, 6400, 3200, 50),
+    "Walker": (100_000_000, 3200, 3200, 50),
+    "Ant-Dir": (100_000_000, 3200, 3200, 50),
+    "Humanoid": (100_000_000, 12_800, 3200, 50),
+    "Pick-Place": (50_000_000, 4800, 4800, 400),
+    "ML10": (100_000_000, 4800, 4800, 2000),
 }
-ITERATION = {  # the presets' frames of an iteration, VariBAD's and RL2's, and iterations between evaluations
-    "Grid-World": (960, 960, 50),
-    "Cheetah-Dir": (6400, 3200, 50),
-    "Walker": (3200, 3200, 50),
-    "Ant-Dir": (3200, 3200, 50),
-    "Humanoid": (12_800, 3200, 50),
-    "Pick-Place": (4800, 4800, 400),
-    "ML10": (4800, 4800, 2000),
-}
-TABLE1 = ("Grid-World", "Cheetah-Dir", "Walker", "Ant-Dir", "Humanoid")
 PAPER = {  # target: method: a mean and a standard error for every environment, in the order of the paper's columns
     "table1": {
         "standard": "35.5 ± 0.4, 2104 ± 87, 1828 ± 38, 1167 ± 16, 1842 ± 233",
@@ -122,24 +113,42 @@ SPEED = {
     "Pick-Place": {"hyper": 940, "standard": 1720, "film": 1550},
     "ML10": {"hyper": 550, "standard": 1490, "rl2-hyper": 540, "rl2-standard": 1420},
 }
-SIZE_SPEED = {  # of Figure 3
+SIZE_SPEED = {  # of Figure 3, in the order of SIZES
     "Cheetah-Dir": {
-        "hyper": {"XS": 10_200, "S": 8620, "M": 6200, "L": 3920, "XL": 2400, "XXL": 340},
-        "standard": {"XS": 16_000, "S": 15_000, "M": 14_300, "L": 11_900, "XL": 10_300, "XXL": 3010},
+        "hyper": (10_200, 8620, 6200, 3920, 2400, 340),
+        "standard": (16_000, 15_000, 14_300, 11_900, 10_300, 3010),
     },
-    "Walker": {
-        "hyper": {"XS": 5370, "S": 4910, "M": 4130, "L": 3040, "XL": 2050, "XXL": 350},
-        "standard": {"XS": 7820, "S": 7400, "M": 7300, "L": 7180, "XL": 6200, "XXL": 2530},
-    },
-    "Grid-World": {
-        "hyper": {"XS": 6270, "S": 4490, "M": 2980, "L": 1540},
-        "standard": {"XS": 12_300, "S": 11_100, "M": 10_300, "L": 9450},
-    },
+    "Walker": {"hyper": (5370, 4910, 4130, 3040, 2050, 350), "standard": (7820, 7400, 7300, 7180, 6200, 2530)},
+    "Grid-World": {"hyper": (6270, 4490, 2980, 1540), "standard": (12_300, 11_100, 10_300, 9450)},
 }
 
 
+class Target(NamedTuple):
+    """What a table or figure is made of, by default and what --envs and --methods may choose from instead."""
+
+    envs: tuple[str, ...]
+    methods: tuple[str, ...]
+    all_envs: tuple[str, ...]
+    all_methods: tuple[str, ...]
+
+
+TABLE1 = ("Grid-World", "Cheetah-Dir", "Walker", "Ant-Dir", "Humanoid")
+TABLE2 = ("Pick-Place", "ML10")
+FIGURE1 = ("standard", "kaiming", "hfi", "bias")
+BESIDE = (*PAPER["table1"], "film-normc", "film", "rl2-standard", "rl2")
+TARGETS = {
+    "figure1": Target(("Grid-World", "Cheetah-Dir"), FIGURE1, TABLE1, BESIDE),
+    "table1": Target(TABLE1, tuple(PAPER["table1"]), TABLE1, BESIDE),
+    "table2": Target(TABLE2, tuple(PAPER["table2"]), TABLE2, tuple(PAPER["table2"])),
+    "figure3": Target(("Cheetah-Dir", "Walker"), ("standard", "bias"), TABLE1, ("standard", "bias")),
+    "robustness": Target(("Grid-World",), FIGURE1, tuple(PRESETS), tuple(METHODS)),
+}
+SEEDS = {"Pick-Place": 10, "ML10": 3}  # 1 to this; elsewhere 5
+QUICK = Target(("Grid-World",), FIGURE1, ("Grid-World",), BESIDE)  # --quick of figure1 and table1
+QUICK_FRAMES, QUICK_SEEDS = 1_000_000, 2
 TUNING_SEEDS = (11, 12)  # what chooses a learning rate; never among the seeds that are reported
-TUNING_EVALUATIONS = 12  # of a tuning run, about: ten at least make a curve
+TUNING_EVALUATIONS = 12  # of a tuning run, about: at least ten make a curve
+UNREPORTED = (*TUNING_SEEDS, 13)  # seeds that no table shows, 13 being for trying things out
 
 
 def short(rate: float) -> str:
@@ -149,7 +158,7 @@ def short(rate: float) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: `size` is one of SIZES; what is None, and `eval_interval` (iterations), is the preset's."""
+    """One training run: `size` is one of SIZES; what is None is the preset's; `eval_interval` is in iterations."""
 
     env: str
     method: str
@@ -161,7 +170,7 @@ class Run:
 
     @property
     def cell(self) -> tuple[str, str, str | None]:
-        """What a learning rate is chosen for."""
+        """What one learning rate is chosen for."""
         return self.env, self.method, self.size
 
     @property
@@ -183,48 +192,15 @@ class Run:
         return [script, *flags.split()]
 
 
+Rows = dict[Run, dict[str, str]]  # what is known of finished runs
+Areas = dict[tuple, dict[float, list[float]]]  # of a cell and learning rate, by tuning seed
+
+
 def paper_value(target: str, env: str, method: str) -> str:
     """What the paper's table says, "-" where it has no such cell."""
     cells = PAPER[target].get(method, "").split(", ")
     return dict(zip(TARGETS[target].envs, cells, strict=False)).get(env, "-") or "-"
 
-
-class Target(NamedTuple):
-    """What a table or figure is made of, by default and what --envs and --methods may choose from instead."""
-
-    envs: tuple[str, ...]
-    methods: tuple[str, ...]
-    all_envs: tuple[str, ...]
-    all_methods: tuple[str, ...]
-
-
-TABLE1_METHODS = tuple(PAPER["table1"])
-BESIDE = ("film-normc", "film", "rl2-standard", "rl2")
-TABLE2_ENVS = ("Pick-Place", "ML10")
-TARGETS = {
-    "figure1": Target(
-        ("Grid-World", "Cheetah-Dir"), ("standard", "kaiming", "hfi", "bias"), TABLE1, (*TABLE1_METHODS, *BESIDE)
-    ),
-    "table1": Target(TABLE1, TABLE1_METHODS, TABLE1, (*TABLE1_METHODS, *BESIDE)),
-    "table2": Target(TABLE2_ENVS, tuple(PAPER["table2"]), TABLE2_ENVS, tuple(PAPER["table2"])),
-    "figure3": Target(("Cheetah-Dir", "Walker"), ("standard", "bias"), TABLE1, ("standard", "bias")),
-}
-SEEDS = {"Pick-Place": 10, "ML10": 3}  # 1 to this; elsewhere 5
-
-
-class Cut(NamedTuple):
-    """What --quick does on an environment: seeds are 1 to `seeds`, eval_interval is in iterations."""
-
-    frames: int
-    seeds: int
-    methods: tuple[str, ...]
-    eval_interval: int | None = None
-
-
-QUICK = {
-    "Grid-World": Cut(1_000_000, 3, ("standard", "bias")),  # claim 3, of which one seed shows nothing
-    "Cheetah-Dir": Cut(160_000, 1, ("standard", "kaiming", "normc", "bias"), 5),  # claim 1: seen early
-}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments and the list of runs
@@ -232,12 +208,13 @@ QUICK = {
 
 @dataclass
 class Args:
-    target: tyro.conf.Positional[Literal["figure1", "table1", "table2", "figure3", "readme"]]
-    """which runs to do and draw; readme: none, it makes the README's tables and pictures from the rows in results/"""
+    target: tyro.conf.Positional[Literal["figure1", "table1", "table2", "figure3", "robustness", "readme"]]
+    """which runs to do and draw; robustness: those that choose a learning rate, alone, return against rate;
+    readme: none, it makes the tables of README.md and docs/, and pictures/, from the rows in results/"""
     list: bool = False
     """whether to print the commands and what they cost, and run nothing"""
     quick: bool = False
-    """whether to do a small cut of figure1 or table1, on Grid-World and Cheetah-Dir, which takes minutes"""
+    """whether to do a small cut of figure1 or table1, on Grid-World, at the learning rates that results/ chose"""
     envs: tuple[str, ...] = ()
     """environments instead of the target's own"""
     methods: tuple[str, ...] = ()
@@ -245,7 +222,7 @@ class Args:
     sizes: tuple[Literal["XS", "S", "M", "L", "XL", "XXL"], ...] = ()
     """figure3: base networks instead of all six"""
     seeds: tuple[int, ...] = ()
-    """seeds instead of the paper's 1 to 5 (Pick-Place 10, ML10 3), or of --quick's 1 to 3 (Cheetah-Dir 1)"""
+    """seeds instead of the paper's 1 to 5 (Pick-Place 10, ML10 3), or of --quick's 1 and 2"""
     total_timesteps: float | None = None
     """frames of every run instead of the preset's; 2e6 is understood"""
     learning_rates: tuple[float, ...] = ()
@@ -272,19 +249,20 @@ def fail(sentence: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def make_runs(args: Args) -> list[Run]:
-    """The runs of args.target, seed by seed so that every cell fills up evenly. Refuses what the target has not."""
-    target = TARGETS[args.target]
+def check_args(args: Args) -> None:
+    """Refuses what the target does not have."""
+    target = QUICK if args.quick else TARGETS[args.target]
     if args.quick and args.target not in ("figure1", "table1"):
         fail("--quick is a cut of figure1 and table1: cut others by --envs, --methods, --seeds and --total-timesteps.")
     name = f"{args.target}{' --quick' if args.quick else ''}"
-    all_envs = tuple(QUICK) if args.quick else target.all_envs
-    for flag, values, known in (("--envs", args.envs, all_envs), ("--methods", args.methods, target.all_methods)):
+    for flag, values, known in (
+        ("--envs", args.envs, target.all_envs),
+        ("--methods", args.methods, target.all_methods),
+    ):
         for value in values:
             if value not in known:
                 fail(f"{name} has no {flag} {value}: choose from {', '.join(known)}.")
-    frames = args.total_timesteps
-    for flag, count in (("--total-timesteps", frames), ("--tuning-timesteps", args.tuning_timesteps)):
+    for flag, count in (("--total-timesteps", args.total_timesteps), ("--tuning-timesteps", args.tuning_timesteps)):
         if count is not None and not (count.is_integer() and count > 0):
             fail(f"{flag} {count} is not a whole number of frames: write it like 2000000 or 2e6.")
     if not all(0 < rate < math.inf for rate in args.learning_rates):
@@ -292,25 +270,30 @@ def make_runs(args: Args) -> list[Run]:
     if args.learning_rates and set(args.seeds) & set(TUNING_SEEDS):
         fail("seeds 11 and 12 choose the learning rate and are not reported: leave them out of --seeds.")
     if args.learning_rates and args.quick:
-        fail("--quick chooses no learning rate: leave --learning-rates out, or --quick.")
+        fail("--quick takes the learning rates that results/ chose: leave --learning-rates out, or --quick.")
+    if args.target == "robustness" and (not args.learning_rates or args.seeds or args.total_timesteps):
+        fail("robustness needs --learning-rates; its seeds are 11 and 12, and its frames are --tuning-timesteps.")
     if min(args.workers, args.retries, *args.seeds, 0) < 0:
         fail("--seeds, --workers and --retries must be 0 or more.")
     if args.sizes and args.target != "figure3":
         fail(f"{args.target} has no --sizes: leave it out, or choose figure3.")
-    sizes = (args.sizes or tuple(SIZES)) if args.target == "figure3" else (None,)
-    cuts = QUICK if args.quick else {env: Cut(FRAMES[env], SEEDS.get(env, 5), target.methods) for env in FRAMES}
-    envs = args.envs or (tuple(QUICK) if args.quick else target.envs)
+
+
+def make_runs(args: Args) -> list[Run]:
+    """The reported runs of the target at the presets' learning rates, seed by seed so that all cells fill evenly."""
+    check_args(args)
+    target = QUICK if args.quick else TARGETS[args.target]
+    envs = args.envs or target.envs
     runs = []
     for seed in args.seeds or range(1, 11):
         for env in envs:
-            cut = cuts[env]
-            if not args.seeds and seed > cut.seeds:
+            if not args.seeds and seed > (QUICK_SEEDS if args.quick else SEEDS.get(env, 5)):
                 continue
-            for method in args.methods or cut.methods:
-                if args.target == "table2" and paper_value("table2", env, method) == "-":
-                    continue  # the paper has no such cell
-                budget = int(frames or cut.frames)
-                runs += [Run(env, method, seed, budget, size, cut.eval_interval) for size in sizes]
+            frames = int(args.total_timesteps or (QUICK_FRAMES if args.quick else PRESETS[env][0]))
+            for method in args.methods or target.methods:
+                if args.target != "table2" or paper_value("table2", env, method) != "-":  # else no cell of the paper
+                    sizes = (args.sizes or tuple(SIZES)) if args.target == "figure3" else (None,)
+                    runs += [Run(env, method, seed, frames, size) for size in sizes]
     if not runs:
         fail(f"{args.target} has no such cell: {', '.join(args.methods)} on {', '.join(envs)}.")
     return list(dict.fromkeys(runs))
@@ -318,49 +301,41 @@ def make_runs(args: Args) -> list[Run]:
 
 def make_tuning_runs(args: Args, runs: Sequence[Run]) -> list[Run]:
     """The runs that choose a learning rate for every cell of `runs`; none without --learning-rates."""
-    frames = int(args.tuning_timesteps)
-    tuning = []
+    frames, tuning = int(args.tuning_timesteps), []
     for seed in TUNING_SEEDS:
         for env, method, size in dict.fromkeys(run.cell for run in runs):
-            varibad, rl2, every = ITERATION[env]
-            often = max(1, frames // (rl2 if METHODS[method][1] == R else varibad) // TUNING_EVALUATIONS)
-            often = often if often < every else None
-            tuning += [Run(env, method, seed, frames, size, often, rate) for rate in args.learning_rates]
+            _, varibad, rl2, preset = PRESETS[env]
+            every = max(1, frames // (rl2 if METHODS[method][1] == R else varibad) // TUNING_EVALUATIONS)
+            every = every if every < preset else None
+            tuning += [Run(env, method, seed, frames, size, every, rate) for rate in args.learning_rates]
     return list(dict.fromkeys(tuning))
 
 
-def area_under_curve(row: dict[str, str]) -> float:
-    """Mean return of a run's evaluations, without the one before training."""
-    return float(np.mean([value for frames, value in json.loads(row["curve"]) if frames > 0]))
+def areas_by_rate(rows: Rows, tuning: Sequence[Run]) -> Areas:
+    """The area under the curve of every tuning run, by cell and learning rate; no cell of which a run is missing.
 
-
-def areas_by_rate(rows: dict[str, dict[str, str]], tuning: Sequence[Run]) -> dict[tuple, dict[float, list[float]]]:
-    """The area under the curve of every tuning seed, by cell and learning rate; no cell of which a run is missing."""
-    areas: dict[tuple, dict[float, list[float]]] = {}
-    missing = {run.cell for run in tuning if shlex.join(run.command) not in rows}
+    It is the mean return of the run's evaluations, without the one before training.
+    """
+    areas: Areas = {}
+    missing = {run.cell for run in tuning if run not in rows}
     for run in sorted(tuning, key=lambda run: (run.learning_rate, run.seed)):
         if run.cell not in missing:
-            area = area_under_curve(rows[shlex.join(run.command)])
-            areas.setdefault(run.cell, {}).setdefault(run.learning_rate, []).append(area)
+            area = np.mean([value for frames, value in json.loads(rows[run]["curve"]) if frames > 0])
+            areas.setdefault(run.cell, {}).setdefault(run.learning_rate, []).append(float(area))
     return areas
 
 
-def choose_rates(areas: dict[tuple, dict[float, list[float]]]) -> dict[tuple, float]:
-    """The learning rate with the largest area under the curve, mean over the tuning seeds; of equals the smaller."""
+def choose_rates(areas: Areas) -> dict[tuple, float]:
+    """For every cell the rate with the largest area, mean over the tuning seeds; of equal ones the smallest."""
     return {
-        cell: max(by_rate, key=lambda rate, by_rate=by_rate: (np.mean(by_rate[rate]), -rate))
+        cell: min(by_rate, key=lambda rate, by_rate=by_rate: (-np.mean(by_rate[rate]), rate))
         for cell, by_rate in areas.items()
     }
 
 
-def print_choice(areas: dict[tuple, dict[float, list[float]]]) -> None:
-    """What was chosen, and where the best rate is the smallest or largest, that a better one may lie outside."""
-    for cell, rate in choose_rates(areas).items():
-        means = ", ".join(f"{short(r)}: {np.mean(values):.2f}" for r, values in areas[cell].items())
-        print(f"{', '.join(filter(None, cell))}: learning rate {short(rate)} (area under the curve of {means})")
-        if len(areas[cell]) > 1 and rate in (min(areas[cell]), max(areas[cell])):
-            end = "smallest" if rate == min(areas[cell]) else "largest"
-            print(f"  note: {short(rate)} is the {end} of --learning-rates; the best may lie outside.")
+def with_rates(runs: Sequence[Run], rates: dict[tuple, float]) -> list[Run]:
+    """The runs at the rates chosen for their cells, else at the preset's."""
+    return [replace(run, learning_rate=rates.get(run.cell)) for run in runs]
 
 
 def speed(run: Run) -> float | None:
@@ -368,7 +343,7 @@ def speed(run: Run) -> float | None:
     _, script, flags = METHODS[run.method]
     arch = flags.split()[1] if flags.startswith("--arch") else "hyper"
     if run.size:
-        return SIZE_SPEED.get(run.env, {}).get(arch, {}).get(run.size)
+        return dict(zip(SIZES, SIZE_SPEED.get(run.env, {}).get(arch, ()), strict=False)).get(run.size)
     return SPEED[run.env].get(f"rl2-{arch}" if script == R else arch)
 
 
@@ -380,11 +355,10 @@ def print_list(runs: Sequence[Run], args: Args) -> None:
         cost = f"{run.frames / rate / 3600:8.2f} h" if rate else "       ? h"
         hours += run.frames / rate / 3600 if rate else 0
         unknown += rate is None
-        done = "  done" if find_result(Path(args.runs_dir) / run.name) else ""
-        command = shlex.join(run.command)
+        end = "  done" if find_result(Path(args.runs_dir) / run.name) else ""
         if args.learning_rates and not run.learning_rate:
-            command, done = f"{command} --learning-rate (chosen by the tuning runs)", ""
-        print(f"{run.frames:12,} frames {cost}  python {command}{done}")
+            end = " --learning-rate (chosen by the tuning runs)"
+        print(f"{run.frames:12,} frames {cost}  python {shlex.join(run.command)}{end}")
     cores = args.workers or CORES
     print(
         f"{len(runs)} runs, {sum(run.frames for run in runs):,} frames: {hours:,.2f} hours one after the other, "
@@ -398,12 +372,7 @@ def print_list(runs: Sequence[Run], args: Args) -> None:
 
 
 class RunFailed(Exception):
-    """A run ended without a result, with this exit status and these last lines."""
-
-    @property
-    def refused(self) -> bool:
-        """Whether the script refused its arguments, so that another try is of no use."""
-        return self.args[0] == 2
+    """A run ended without a result, with this exit status (2: its arguments were refused) and these last lines."""
 
     def __str__(self) -> str:
         return "exit status {}\n{}".format(*self.args)
@@ -421,11 +390,10 @@ def describe_machine() -> dict[str, str]:
     if Path("/proc/cpuinfo").exists():
         cpu = (re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [cpu])[0]
     try:
-        commit = subprocess.run(
-            ["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True
-        ).stdout.strip()
-        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "*.py"], cwd=ROOT, capture_output=True)
-        commit += "-dirty" if commit and changed.returncode else ""
+        git = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
+        commit = git(["git", "describe", "--always"]).stdout.strip()
+        changed = git(["git", "diff", "--quiet", "HEAD", "--", "*.py"]).returncode
+        commit += "-dirty" if commit and changed else ""
     except OSError:  # a machine without git
         commit = ""
     machine = f"{cpu}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
@@ -563,13 +531,23 @@ def make_row(run: Run, folder: Path) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
 
-def read_rows(results_dir: Path) -> dict[str, dict[str, str]]:
-    """The last row of every command in results_dir/*.csv; what a full disk left of a row is passed over.
+def run_of(row: dict[str, str]) -> Run:
+    """The run that a row is of."""
+    flags = row["command"].split()
+    values = dict(zip(flags, flags[1:], strict=False))
+    every, rate = values.get("--eval-interval"), values.get("--learning-rate")
+    seed, frames = int(values["--seed"]), int(values["--total-timesteps"])
+    more = row["size"] or None, every and int(every), rate and float(rate)
+    return Run(row["env"], row["method"], seed, frames, *more)
 
-    Refuses a file with other columns.
+
+def read_rows(results_dir: Path) -> Rows:
+    """The last row of every run in results_dir/*.csv.
+
+    Skips what a full disk left of a row, and rows of commands that are no longer a method's. Refuses other columns.
     """
     csv.field_size_limit(10**8)
-    rows = {}
+    rows: Rows = {}
     for path in sorted(results_dir.glob("*.csv")):
         header, *lines = path.read_text().split("\n")  # no value has a newline
         if header and header != ",".join(COLUMNS):
@@ -577,7 +555,9 @@ def read_rows(results_dir: Path) -> dict[str, dict[str, str]]:
         for values in (next(csv.reader([line]), []) for line in lines):
             if len(values) == len(COLUMNS):
                 row = dict(zip(COLUMNS, values, strict=True))
-                rows[row["command"]] = row
+                run = run_of(row)
+                if shlex.join(run.command) == row["command"]:
+                    rows[run] = row
     return rows
 
 
@@ -601,8 +581,7 @@ def append_row(row: dict[str, str], results_dir: Path) -> None:
 # The sweep
 
 
-@dataclass
-class Executor:
+class Executor(NamedTuple):
     """submit(run, folder, stop_file) gives the Future of `execute`; slots() is how many go side by side."""
 
     name: str
@@ -691,7 +670,7 @@ def sweep(runs: Sequence[Run], executor: Executor, args: Args, signals: Sequence
                     done.append(run)
                     queued.remove(run)
                     bar.write(f"done: {run.name}: return {float(row['return']):.2f}, {row['wall_time']} s")
-                elif attempts[run] < args.retries and not (isinstance(error, RunFailed) and error.refused):
+                elif attempts[run] < args.retries and not (isinstance(error, RunFailed) and error.args[0] == 2):
                     attempts[run] += 1
                     first_line = str(error).partition("\n")[0]
                     bar.write(f"again: {run.name}: {type(error).__name__}: {first_line}")
@@ -730,73 +709,137 @@ def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), stderr
 
 
-def not_worse(cells: dict[str, Sequence[float]]) -> set[str]:
-    """The cells that a two-tailed t-test (Welch's, p = 0.05) does not tell from the one with the highest mean.
+def mean_text(values: Sequence[float], digits: int = 1) -> str:
+    mean, stderr = mean_and_stderr(values)
+    return f"{mean:.{digits}f} ± {stderr:.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"
 
-    Only cells of MIN_SEEDS values and more take part; fewer than two such cells: none.
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction of n p-values: the smallest times n, the next times n - 1, and so on.
+
+    None is less than a corrected one before it, or more than 1.
     """
-    tested = {name: values for name, values in cells.items() if len(values) >= MIN_SEEDS}
-    if len(tested) < 2:
-        return set()
-    best = max(tested.values(), key=np.mean)
-    same = set()
-    for name, values in tested.items():
-        if np.ptp(values) == np.ptp(best) == 0:  # two constants: no variance to test with
-            different = values[0] != best[0]
-        else:
-            different = ttest_ind(values, best, equal_var=False).pvalue < 0.05
-        if values is best or not different:
-            same.add(name)
-    return same
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, p_values[i] * (len(p_values) - rank)))
+        corrected[i] = largest
+    return corrected
 
 
-def outcome(row: dict[str, str], target: str) -> float:
-    """What the target's table or figure shows of a run: Table 2 the success in % on test tasks, last episode."""
-    return json.loads(row["test_success"])[-1] if target == "table2" else float(row["return"])
+class Comparison(NamedTuple):
+    """A method of a group against the best one: difference of means, p-value, p-value after Holm's correction."""
+
+    group: Any
+    method: str
+    best: str
+    difference: float
+    p: float
+    corrected: float
 
 
-def make_table(rows: dict[str, dict[str, str]], runs: Sequence[Run], target: str) -> str:
+def compare(groups: dict[Any, dict[str, Sequence[float]]]) -> list[Comparison]:
+    """Compares the methods of each group with the one of the highest mean: Welch's t-test, two-tailed.
+
+    Only those with MIN_SEEDS values and more take part. The correction is over the comparisons of all groups.
+    """
+    found = []
+    for group, cells in groups.items():
+        tested = {method: values for method, values in cells.items() if len(values) >= MIN_SEEDS}
+        best = max(tested, key=lambda method, tested=tested: np.mean(tested[method]), default=None)
+        for method in [method for method in tested if method != best]:
+            a, b = tested[method], tested[best]
+            constant = np.ptp(a) == np.ptp(b) == 0  # no variance to test with
+            p = float(a[0] == b[0]) if constant else float(ttest_ind(a, b, equal_var=False).pvalue)
+            found.append((group, method, best, float(np.mean(a) - np.mean(b)), p))
+    return [Comparison(*of, p) for of, p in zip(found, holm([of[-1] for of in found]), strict=True)]
+
+
+def bold_cells(comparisons: Sequence[Comparison]) -> set[tuple[Any, str]]:
+    """(group, method) of every best method, and of those that are not worse after the correction (p = 0.05)."""
+    same = {(c.group, c.method) for c in comparisons if c.corrected >= 0.05}
+    return same | {(c.group, c.best) for c in comparisons}
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A table; the first `left` columns are aligned to the left."""
+    rule = ["---" if i < left else "---:" for i in range(len(header))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
+
+
+def table_cells(rows: Rows, runs: Sequence[Run], target: str) -> dict[tuple[str, str], list[float]]:
+    """By environment and method, the return of every run, or in Table 2 the success in % on test tasks, last episode.
+
+    The return is the mean over the last tenth of training, the success that of the last evaluation alone.
+    """
+    cells: dict[tuple[str, str], list[float]] = {}
+    for run in [run for run in runs if run in rows]:
+        value = json.loads(rows[run]["test_success"])[-1] if target == "table2" else float(rows[run]["return"])
+        cells.setdefault((run.env, run.method), []).append(value)
+    return cells
+
+
+def compare_cells(cells: dict[tuple[str, str], list[float]], target: str) -> list[Comparison]:
+    """As in the paper: within an environment, the methods that it compares, of one script."""
+    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for (env, method), values in cells.items():
+        if paper_value(target, env, method) != "-":
+            groups.setdefault((env, METHODS[method][1]), {})[method] = values
+    return compare(groups)
+
+
+def make_table(rows: Rows, runs: Sequence[Run], target: str) -> str:
     """Markdown: a row per method, and per environment our mean +- standard error over seeds and the paper's.
 
-    Bold as in the paper, among the methods that it compares (of one script). A cell of other than the paper's number of
-    seeds says how many it has, one of too few for a test also that.
+    A cell of other than the paper's number of seeds says how many it has, one of too few for a test also that, one of a
+    chosen learning rate which.
     """
-    envs = list(dict.fromkeys(run.env for run in runs))
     methods = [method for method in METHODS if any(run.method == method for run in runs)]
-    cells: dict[tuple[str, str], list[float]] = {}
-    declared = Counter((run.env, run.method) for run in runs)
-    for run in runs:
-        if (row := rows.get(shlex.join(run.command))) is not None:
-            cells.setdefault((run.env, run.method), []).append(outcome(row, target))
-    header, bold = "| |", set()
-    for env in envs:
-        frames = {run.frames for run in runs if run.env == env}
-        header += f" {env}, {' and '.join(f'{count:,}' for count in sorted(frames))} frames | paper |"
-        for script in (V, R):
-            compared = [m for m in methods if METHODS[m][1] == script and paper_value(target, env, m) != "-"]
-            group = {method: cells[env, method] for method in compared if (env, method) in cells}
-            bold |= {(env, method) for method in not_worse(group)}
-    lines = [header, "| --- |" + " ---: | ---: |" * len(envs)]
-    digits = {"Grid-World": 1, "Pick-Place": 1, "ML10": 1}
-    for method in methods:
-        line = f"| {METHODS[method][0]} |"
-        for env in envs:
-            values, d = cells.get((env, method), []), digits.get(env, 0)
-            text = "-"
+    cells = table_cells(rows, runs, target)
+    bold = {(env, method) for (env, _), method in bold_cells(compare_cells(cells, target))}
+    header, lines = ["method"], [[METHODS[method][0]] for method in methods]
+    for env in dict.fromkeys(run.env for run in runs):
+        frames = sorted({run.frames for run in runs if run.env == env})
+        header += [f"{env}, {' and '.join(f'{count:,}' for count in frames)} frames", "paper"]
+        for line, method in zip(lines, methods, strict=True):
+            of_cell = [run for run in runs if (run.env, run.method) == (env, method)]
+            rates = sorted({run.learning_rate for run in of_cell} - {None})
+            values, text = cells.get((env, method), []), "-"
             if values:
-                mean, stderr = mean_and_stderr(values)
-                text = f"{mean:.{d}f} ± {stderr:.{d}f}" if len(values) > 1 else f"{mean:.{d}f}"
+                text = mean_text(values, 1 if env in ("Grid-World", *TABLE2) else 0)
                 text = f"**{text}**" if (env, method) in bold else text
-                all_seeds = declared[env, method]
-                of_all = f" of {all_seeds}" if len(values) < all_seeds else ""
-                seeds = f"{len(values)}{of_all} seed{'s' if all_seeds > 1 else ''}"
-                if len(values) < MIN_SEEDS:
-                    text += f" ({seeds}, too few to test)"
-                elif len(values) != SEEDS.get(env, 5):
-                    text += f" ({seeds})"
-            line += f" {text} | {paper_value(target, env, method)} |"
+            if values and (rates or len(values) != SEEDS.get(env, 5)):
+                of_all = f" of {len(of_cell)}" if len(values) < len(of_cell) else ""
+                few = ["too few to test"] if len(values) < MIN_SEEDS else []
+                notes = [f"{len(values)}{of_all} seed{'s' if len(of_cell) > 1 else ''}", *few, *map(short, rates)]
+                text += f" ({', '.join(notes)})"
+            line += [text, paper_value(target, env, method)]
+    return markdown(header, lines)
+
+
+def make_comparison_table(rows: Rows, runs: dict[str, Sequence[Run]]) -> str:
+    """Markdown: every comparison of the tables, with its p-value before and after the correction; "" of none."""
+    lines = []
+    for target, of_target in runs.items():
+        for c in compare_cells(table_cells(rows, of_target, target), target):
+            names = [target.replace("table", "Table "), c.group[0], METHODS[c.method][0], METHODS[c.best][0]]
+            lines.append([*names, f"{c.difference:.2f}", f"{c.p:.2g}", f"{c.corrected:.2g}"])
+    header = ["table", "environment", "method", "best method", "difference of means", "p", "corrected p"]
+    return markdown(header, lines, left=4) if lines else ""
+
+
+def make_rate_table(rows: Rows, tuning: Sequence[Run]) -> str:
+    """Markdown: the area under the curve by learning rate, mean (both seeds), the chosen rate's bold; "" of none."""
+    areas, frames = areas_by_rate(rows, tuning), {run.cell: run.frames for run in tuning}
+    chosen, rates = choose_rates(areas), sorted({rate for by_rate in areas.values() for rate in by_rate})
+    lines = []
+    for cell, by_rate in areas.items():
+        line = [cell[0], ", ".join(filter(None, (METHODS[cell[1]][0], cell[2]))), f"{frames[cell]:,}"]
+        for rate in rates:
+            values = by_rate.get(rate, [])
+            text = f"{np.mean(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})" if values else "-"
+            line.append(f"**{text}**" if rate == chosen[cell] else text)
         lines.append(line)
-    return "\n".join(lines)
+    return markdown(["environment", "method", "frames", *map(short, rates)], lines, left=2) if lines else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -805,10 +848,10 @@ def make_table(rows: dict[str, dict[str, str]], runs: Sequence[Run], target: str
 COLORS = dict(zip(METHODS, ("C7", "C3", "C1", "C6", "C2", "C4", "C0", "C8", "C5", "C9", "black", "navy"), strict=True))
 
 
-def rows_of(rows: dict[str, dict[str, str]], runs: Sequence[Run], **fields: Any) -> list[dict[str, str]]:
+def rows_of(rows: Rows, runs: Sequence[Run], **fields: Any) -> list[dict[str, str]]:
     """The rows of those runs whose fields have these values."""
     chosen = [run for run in runs if all(getattr(run, name) == value for name, value in fields.items())]
-    return [rows[shlex.join(run.command)] for run in chosen if shlex.join(run.command) in rows]
+    return [rows[run] for run in chosen if run in rows]
 
 
 def mean_curve(rows: Sequence[dict[str, str]]) -> np.ndarray:
@@ -835,7 +878,7 @@ def save(figure: Any, path: Path) -> None:
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
-def draw_curves(rows: dict[str, dict[str, str]], runs: Sequence[Run], path: Path) -> None:
+def draw_curves(rows: Rows, runs: Sequence[Run], path: Path) -> None:
     """Figure 1: return against frames, mean and standard error over seeds, a panel per environment."""
     envs = [env for env in TABLE1 if rows_of(rows, runs, env=env)]
     figure, axes = new_figure(len(envs))
@@ -844,14 +887,8 @@ def draw_curves(rows: dict[str, dict[str, str]], runs: Sequence[Run], path: Path
             if not (of_method := rows_of(rows, runs, env=env, method=method)):
                 continue
             frames, mean, stderr = mean_curve(of_method).T
-            seeds = f"{len(of_method)} seed{'s' if len(of_method) > 1 else ''}"
-            axis.plot(
-                frames,
-                mean,
-                marker="o" * (len(frames) < 9),
-                color=COLORS[method],
-                label=f"{METHODS[method][0]} ({seeds})",
-            )
+            label = f"{METHODS[method][0]} ({len(of_method)} seed{'s' if len(of_method) > 1 else ''})"
+            axis.plot(frames, mean, marker="o" * (len(frames) < 9), color=COLORS[method], label=label)
             if len(of_method) > 1:
                 axis.fill_between(frames, mean - stderr, mean + stderr, color=COLORS[method], alpha=0.2, lw=0)
         if env == "Grid-World":
@@ -863,60 +900,103 @@ def draw_curves(rows: dict[str, dict[str, str]], runs: Sequence[Run], path: Path
     save(figure, path)
 
 
-def draw_sizes(rows: dict[str, dict[str, str]], runs: Sequence[Run], path: Path) -> None:
+def draw_sizes(rows: Rows, runs: Sequence[Run], path: Path) -> None:
     """Figure 3: return at the end against parameters of the base network (left) and of the whole model (right)."""
-    envs = [env for env in TABLE1 if rows_of(rows, runs, env=env)]
-    figure, axes = new_figure(2 * len(envs))
-    for i, env in enumerate(envs):
-        for axis, column in zip(axes[2 * i : 2 * i + 2], ("base_parameters", "parameters"), strict=True):
-            for method in [method for method in METHODS if rows_of(rows, runs, env=env, method=method)]:
-                points, labels = [], []
-                for size in SIZES:
-                    if of_size := rows_of(rows, runs, env=env, method=method, size=size):
-                        mean, stderr = mean_and_stderr([float(row["return"]) for row in of_size])
-                        points.append((int(of_size[0][column]), mean, 0 if math.isnan(stderr) else stderr))
-                        labels.append(f"{size}{'' if len(of_size) > 1 else ' (1 seed)'}")
-                x, mean, stderr = zip(*points, strict=True)
-                axis.errorbar(x, mean, stderr, fmt="o-", capsize=3, color=COLORS[method], label=METHODS[method][0])
-                for label, *at in zip(labels, x, mean, strict=True):
-                    axis.annotate(label, at, (4, 4), textcoords="offset points", fontsize=8)
-            axis.margins(x=0.2)  # for the labels
-            axis.set(xscale="log", title=env, ylabel="return of a meta-episode")
-            axis.set_xlabel(f"parameters of the {'base network' if column == 'base_parameters' else 'whole model'}")
-            axis.legend(fontsize=8)
+    panels = [
+        (env, *of)
+        for env in TABLE1
+        if rows_of(rows, runs, env=env)
+        for of in (("base_parameters", "base network"), ("parameters", "whole model"))
+    ]
+    figure, axes = new_figure(len(panels))
+    for axis, (env, column, name) in zip(axes, panels, strict=True):
+        for method in [method for method in METHODS if rows_of(rows, runs, env=env, method=method)]:
+            by_size = {size: rows_of(rows, runs, env=env, method=method, size=size) for size in SIZES}
+            by_size = {size: of_size for size, of_size in by_size.items() if of_size}
+            x = [int(of_size[0][column]) for of_size in by_size.values()]
+            returns = [[float(row["return"]) for row in of_size] for of_size in by_size.values()]
+            mean, stderr = np.nan_to_num([mean_and_stderr(values) for values in returns]).T
+            axis.errorbar(x, mean, stderr, fmt="o-", capsize=3, color=COLORS[method], label=METHODS[method][0])
+            for size, values, *at in zip(by_size, returns, x, mean, strict=True):
+                label = f"{size}{'' if len(values) > 1 else ' (1 seed)'}"
+                axis.annotate(label, at, (4, 4), textcoords="offset points", fontsize=8)
+        axis.margins(x=0.2)  # for the labels
+        axis.set(xscale="log", title=env, xlabel=f"parameters of the {name}", ylabel="return of a meta-episode")
+        axis.legend(fontsize=8)
     save(figure, path)
 
 
-def draw(target: str, rows: dict[str, dict[str, str]], runs: Sequence[Run], path: Path) -> list[Path]:
+def draw_rates(rows: Rows, runs: Sequence[Run], path: Path) -> None:
+    """Robustness: area under the curve against learning rate, the tuning seeds' mean (line) and each of them (dots)."""
+    areas = areas_by_rate(rows, runs)
+    envs = list(dict.fromkeys(env for env, *_ in areas))
+    figure, axes = new_figure(len(envs))
+    for axis, env in zip(axes, envs, strict=True):
+        of_env = {method: by_rate for (of, method, _), by_rate in areas.items() if of == env}
+        for method, by_rate in of_env.items():
+            points = np.array(list(by_rate.values()))  # [rates, seeds]
+            axis.plot(list(by_rate), points.mean(1), color=COLORS[method], label=METHODS[method][0])
+            axis.plot(list(by_rate), points, "o", ms=4, color=COLORS[method])
+        rates = sorted({rate for by_rate in of_env.values() for rate in by_rate})
+        axis.set(xscale="log", title=env, xlabel="learning rate", ylabel="mean return over training")
+        axis.set_xticks(rates, [short(rate) for rate in rates])
+        axis.minorticks_off()
+        axis.legend(fontsize=8)
+    save(figure, path)
+
+
+FIGURES = {"figure1": draw_curves, "figure3": draw_sizes, "robustness": draw_rates}
+
+
+def draw(target: str, rows: Rows, runs: Sequence[Run], path: Path) -> list[Path]:
     """Makes the target's files, `path` with other suffixes, from the rows of its runs; returns them."""
-    if target in PAPER:
-        table = make_table(rows, runs, target)
-        print(table)
-        path.with_suffix(".md").write_text(table + "\n")
-        return [path.with_suffix(".md")]
-    (draw_curves if target == "figure1" else draw_sizes)(rows, runs, path)
-    return [path.with_suffix(".png"), path.with_suffix(".svg")]
+    if target in FIGURES:
+        FIGURES[target](rows, runs, path)
+        return [path.with_suffix(".png"), path.with_suffix(".svg")]
+    text = "\n\n".join(filter(None, (make_table(rows, runs, target), make_comparison_table(rows, {target: runs}))))
+    print(text)
+    path.with_suffix(".md").write_text(text + "\n")
+    return [path.with_suffix(".md")]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The README, from the rows in results/
+# README.md and docs/, from the rows in results/
 
 
-def kept_runs(rows: dict[str, dict[str, str]], target: str) -> list[Run]:
+def kept_tuning(rows: Rows) -> list[Run]:
+    """The tuning runs there are rows of: every rate that both seeds have, in each cell those of one budget.
+
+    It is the one with most rates, of equals the largest.
+    """
+    seeds = Counter(replace(run, seed=0) for run in rows if run.seed in TUNING_SEEDS and run.learning_rate)
+    whole = [run for run, count in seeds.items() if count == len(TUNING_SEEDS)]
+    rates = Counter((run.cell, run.frames) for run in whole)
+    budgets = {cell: max((n, frames) for (of, frames), n in rates.items() if of == cell)[1] for cell, _ in rates}
+    of_budget = sorted((run for run in whole if run.frames == budgets[run.cell]), key=by_table)
+    return [replace(run, seed=seed) for run in of_budget for seed in TUNING_SEEDS]
+
+
+def by_table(run: Run) -> tuple[int, ...]:
+    """Sorts runs as the tables have them."""
+    of = (list(PRESETS), run.env), (list(METHODS), run.method), ([None, *SIZES], run.size)
+    return *(names.index(name) for names, name in of), run.seed
+
+
+def kept_runs(rows: Rows, target: str) -> list[Run]:
     """The runs of a target that there are rows of, in each environment those of one budget.
 
     It is the one with most cells (methods, or sizes of them) that have seeds enough to test, then with most cells, then
-    the largest. Figure 1 has the paper's methods, tables also those beside them.
+    the largest. Learning rates are the chosen ones, the presets' where none was. Figure 1 has the paper's methods,
+    tables also those beside them.
     """
     envs, methods = TARGETS[target].all_envs, TARGETS[target].all_methods
-    if target == "figure1":
-        methods = TARGETS[target].methods
+    methods = TARGETS[target].methods if target == "figure1" else methods
+    rates = choose_rates(areas_by_rate(rows, kept_tuning(rows)))
     runs = []
-    for row in rows.values():
-        frames = json.loads(row["args"])["total_timesteps"]
-        run = Run(row["env"], row["method"], int(row["seed"]), frames, row["size"] or None)
+    for run in rows:
         of_target = run.env in envs and run.method in methods and bool(run.size) == (target == "figure3")
-        if of_target and shlex.join(run.command) == row["command"]:  # nothing but the preset: not --quick's
+        of_rate = run.learning_rate == rates.get(run.cell) and not run.eval_interval
+        if of_target and of_rate and run.seed not in UNREPORTED:
             runs.append(run)
     seeds = Counter((run.env, run.frames, run.method, run.size) for run in runs)
 
@@ -925,97 +1005,114 @@ def kept_runs(rows: dict[str, dict[str, str]], target: str) -> list[Run]:
         return sum(count >= MIN_SEEDS for count in cells), len(cells), frames
 
     budgets = {env: max(worth(env, run.frames) for run in runs if run.env == env)[2] for env, *_ in seeds}
-    chosen = [run for run in runs if run.frames == budgets[run.env]]
-    by_size = [None, *SIZES]
-    return sorted(
-        chosen,
-        key=lambda run: (envs.index(run.env), list(METHODS).index(run.method), by_size.index(run.size), run.seed),
-    )
+    return sorted((run for run in runs if run.frames == budgets[run.env]), key=by_table)
 
 
-def make_curve_table(rows: dict[str, dict[str, str]], runs: Sequence[Run], env: str) -> str:
+def make_curve_table(rows: Rows, runs: Sequence[Run], env: str) -> str:
     """Markdown: mean +- standard error in `env` after each quarter of training, bold among Table 1's methods."""
-    curves = {
-        method: [dict(json.loads(row["curve"])) for row in rows_of(rows, runs, env=env, method=method)]
-        for method in METHODS
-    }
-    frames = sorted(set.intersection(*(set(curve) for of_method in curves.values() for curve in of_method)))
-    trained = [step for step in frames if step > 0]
-    quarters = [min(trained, key=lambda step: abs(step - frames[-1] * k / 4)) for k in (1, 2, 3, 4)]
-    values = {step: {m: [curve[step] for curve in of_m] for m, of_m in curves.items() if of_m} for step in quarters}
-    lines = [
-        f"| {env}, after | " + " | ".join(f"{step:,} frames" for step in quarters) + " |",
-        "| --- |" + " ---: |" * 4,
-    ]
-    bold = {step: not_worse({m: of_m for m, of_m in values[step].items() if m in TABLE1_METHODS}) for step in quarters}
-    for method in values[frames[-1]]:
-        line = f"| {METHODS[method][0]} |"
-        for step in quarters:
-            mean, stderr = mean_and_stderr(values[step][method])
-            text = f"{mean:.1f} ± {stderr:.1f}"
-            line += f" **{text}** |" if method in bold[step] else f" {text} |"
-        lines.append(line)
-    return "\n".join(lines)
+    curves: dict[str, list[dict[int, float]]] = {}
+    for run in sorted((run for run in runs if run.env == env and run in rows), key=by_table):
+        curves.setdefault(run.method, []).append(dict(json.loads(rows[run]["curve"])))
+    frames = sorted(set.intersection(*(set(curve) for of_method in curves.values() for curve in of_method)) - {0})
+    quarters = [min(frames, key=lambda step: abs(step - frames[-1] * k / 4)) for k in (1, 2, 3, 4)]
+    values = {step: {m: [curve[step] for curve in of_m] for m, of_m in curves.items()} for step in quarters}
+    paper = {step: {m: of_m for m, of_m in values[step].items() if m in PAPER["table1"]} for step in quarters}
+    bold = bold_cells(compare(paper))
+    lines = [[METHODS[method][0]] for method in curves]
+    for line, method in zip(lines, curves, strict=True):
+        texts = {step: mean_text(values[step][method]) for step in quarters}
+        line += [f"**{texts[step]}**" if (step, method) in bold else texts[step] for step in quarters]
+    return markdown([f"{env}, after", *(f"{step:,} frames" for step in quarters)], lines)
 
 
-def make_seeds_table(rows: dict[str, dict[str, str]], runs: Sequence[Run]) -> str:
-    """Markdown: what every run reached and how long it took."""
-    lines = ["| command | budget | seeds | return, by seed | hours | commit |"]
-    lines += ["| --- | ---: | --- | --- | ---: | --- |"]
-    groups: dict[tuple, list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.env, run.method, run.size, run.frames), []).append(run)
-    for (*_, frames), group in groups.items():
-        of_group = rows_of(rows, group)
-        command = shlex.join(group[0].command).replace(f" --seed {group[0].seed} --total-timesteps {frames}", "")
+def make_seeds_table(rows: Rows, runs: Sequence[Run]) -> str:
+    """Markdown: what every run reached and how long it took; "" of none."""
+    lines = []
+    for first in dict.fromkeys(replace(run, seed=0) for run in runs):
+        of_group = rows_of(rows, [run for run in runs if replace(run, seed=0) == first])
+        command = shlex.join(first.command).replace(f" --seed 0 --total-timesteps {first.frames}", "")
         returns = ", ".join(f"{float(row['return']):.2f}" for row in of_group)
         hours = sum(float(row["wall_time"]) for row in of_group) / 3600
-        seeds = ", ".join(row["seed"] for row in of_group)
-        commits = ", ".join(dict.fromkeys(row["commit"] for row in of_group))
-        lines.append(f"| `python {command}` | {frames:,} frames | {seeds} | {returns} | {hours:.1f} | {commits} |")
-    return "\n".join(lines)
+        seeds, commits = (", ".join(dict.fromkeys(row[name] for row in of_group)) for name in ("seed", "commit"))
+        lines.append([f"`python {command}`", f"{first.frames:,} frames", seeds, returns, f"{hours:.1f}", commits])
+    return markdown(["command", "budget", "seeds", "return, by seed", "hours", "commit"], lines) if lines else ""
 
 
-def readme_blocks(rows: dict[str, dict[str, str]]) -> dict[str, str]:
-    """The generated parts of the README, by name; empty where there are no rows to make one from."""
-    kept = {target: kept_runs(rows, target) for target in TARGETS}
+def readme_blocks(rows: Rows) -> dict[str, str]:
+    """The generated parts of README.md and docs/, by name; empty where there are no rows to make one from."""
+    kept = {target: kept_runs(rows, target) for target in ("table1", "table2", "figure1", "figure3")}
     blocks = {target: make_table(rows, kept[target], target) if kept[target] else "" for target in PAPER}
     for target, name in (("table1", "curves of all"), ("figure1", "curves of figure 1")):
         on_grid = any(run.env == "Grid-World" for run in kept[target])
         blocks[name] = make_curve_table(rows, kept[target], "Grid-World") if on_grid else ""
-    every = dict.fromkeys(run for target in ("table1", "table2", "figure1", "figure3") for run in kept[target])
-    return blocks | {"seeds": make_seeds_table(rows, list(every)) if every else ""}
+    blocks["seeds"] = make_seeds_table(rows, list(dict.fromkeys(sum(kept.values(), []))))
+    blocks["comparisons"] = make_comparison_table(rows, {target: kept[target] for target in PAPER})
+    blocks["learning rates"] = make_rate_table(rows, kept_tuning(rows))
+    return blocks
 
 
-def fill_readme(text: str, blocks: dict[str, str]) -> str:
+def fill_blocks(text: str, blocks: dict[str, str]) -> str:
     """Replaces what stands between `<!-- name -->` and `<!-- end of name -->`."""
     for name, block in blocks.items():
-        before, start, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- end of {name} -->")
         lines = block and f"{block}\n"
-        text = f"{before}{start}{lines}{end}{after}" if start and end else text
+        between = rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"
+        text = re.sub(between, lambda found, lines=lines: f"{found[1]}{lines}{found[2]}", text, flags=re.S)
     return text
 
 
 def make_readme(results_dir: Path) -> None:
-    """Rewrites the README's generated parts and the pictures of figures 1 and 3 from the rows in results_dir."""
+    """Rewrites the generated parts of README.md and docs/*.md, and the pictures, from the rows in results_dir."""
     if not results_dir.is_dir():
         fail(f"there is no folder {results_dir}: do some runs, or choose another --results-dir.")
     rows = read_rows(results_dir)
-    readme = ROOT / "README.md"
-    readme.write_text(fill_readme(readme.read_text(), readme_blocks(rows)))
-    for target in ("figure1", "figure3"):
-        if runs := kept_runs(rows, target):
+    blocks = readme_blocks(rows)
+    for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))):
+        page.write_text(fill_blocks(page.read_text(), blocks))
+    for target in FIGURES:
+        if runs := kept_for_picture(rows, target):
             print("drawn:", *draw(target, rows, runs, ROOT / "pictures" / target))
+
+
+def kept_for_picture(rows: Rows, target: str) -> list[Run]:
+    """The runs that a picture of the README shows."""
+    return [r for r in kept_tuning(rows) if not r.size] if target == "robustness" else kept_runs(rows, target)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def finished_rows(results_dir: Path, failed: dict[Run, str]) -> dict[str, dict[str, str]]:
+def make_executor(args: Args) -> Executor:
+    """Ray or processes, as the command line says; makes the folders too."""
+    if args.address and args.executor == "local":
+        fail("--address is a Ray cluster's: leave it out, or --executor local.")
+    with_ray = args.executor == "ray" or bool(args.address) or (args.executor == "auto" and find_spec("ray"))
+    if with_ray and find_spec("ray") is None:
+        fail("Ray is not installed: pip install -r requirements-optional.txt, or leave --executor and --address out.")
+    try:
+        for folder in (args.runs_dir, args.results_dir):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"cannot make {error.filename} ({error.strerror}): choose another --runs-dir or --results-dir.")
+    workers = args.workers or CORES
+    return ray_executor(workers, args.address) if with_ray else local_executor(workers)
+
+
+def finished_rows(args: Args, failed: dict[Run, str]) -> Rows:
     """The rows without those that an earlier sweep made of the runs that failed now."""
-    commands = {shlex.join(run.command) for run in failed}
-    return {command: row for command, row in read_rows(results_dir).items() if command not in commands}
+    return {run: row for run, row in read_rows(Path(args.results_dir)).items() if run not in failed}
+
+
+def print_choice(rows: Rows, tuning: Sequence[Run]) -> None:
+    """The learning rates, and which of them are the smallest or largest that was tried."""
+    print(make_rate_table(rows, tuning))
+    areas = areas_by_rate(rows, tuning)
+    for cell, rate in choose_rates(areas).items():
+        if rate in (min(areas[cell]), max(areas[cell])) and len(areas[cell]) > 1:
+            end = "smallest" if rate == min(areas[cell]) else "largest"
+            print(
+                f"note: {' '.join(filter(None, cell))} learns best at the {end} rate, {short(rate)}: "
+                "the best may lie outside of --learning-rates."
+            )
 
 
 def main(args: Args) -> None:
@@ -1028,33 +1125,28 @@ def main(args: Args) -> None:
         return
     runs = make_runs(args)
     tuning = make_tuning_runs(args, runs)
+    rows = read_rows(results_dir)
+    rates = choose_rates(areas_by_rate(rows, kept_tuning(rows) if args.quick else tuning))
     if args.list:
-        rates = choose_rates(areas_by_rate(read_rows(results_dir), tuning))
-        print_list([*tuning, *(replace(run, learning_rate=rates.get(run.cell)) for run in runs)], args)
+        print_list([*tuning, *(with_rates(runs, rates) if args.target != "robustness" else [])], args)
         return
-    if args.address and args.executor == "local":
-        fail("--address is a Ray cluster's: leave it out, or --executor local.")
-    with_ray = args.executor == "ray" or bool(args.address) or (args.executor == "auto" and find_spec("ray"))
-    if with_ray and find_spec("ray") is None:
-        fail("Ray is not installed: pip install -r requirements-optional.txt, or leave --executor and --address out.")
-    workers = args.workers or CORES
-    try:
-        results_dir.mkdir(parents=True, exist_ok=True)
-        Path(args.runs_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fail(f"cannot make {error.filename} ({error.strerror}): choose another --runs-dir or --results-dir.")
-    executor = ray_executor(workers, args.address) if with_ray else local_executor(workers)
+    if args.quick:  # its rows are kept beside the others
+        args = replace(args, results_dir=str(results_dir / "quick"))
+    executor, failed, unknown = make_executor(args), {}, []
     with watching_signals() as signals:
-        failed, unknown = {}, []
         if tuning:
             failed = sweep(tuning, executor, args, signals)
-            areas = areas_by_rate(finished_rows(results_dir, failed), tuning)
-            print_choice(areas)
-            rates = choose_rates(areas)
+            rows = finished_rows(args, failed)
+            print_choice(rows, tuning)
+            rates = choose_rates(areas_by_rate(rows, tuning))
             unknown = list(dict.fromkeys(run.cell for run in runs if run.cell not in rates))
-            runs = [replace(run, learning_rate=rates[run.cell]) for run in runs if run.cell in rates]
-        failed |= sweep(runs, executor, args, signals)
-    rows = finished_rows(results_dir, failed)
+            runs = [run for run in runs if run.cell in rates]
+        if args.target == "robustness":
+            runs = [run for run in tuning if run.cell in rates]
+        else:
+            runs = with_rates(runs, rates)
+            failed |= sweep(runs, executor, args, signals)
+    rows = finished_rows(args, failed)
     if finished := rows_of(rows, runs):
         files = draw(args.target, rows, runs, results_dir / f"{args.target}{'-quick' if args.quick else ''}")
         print("drawn:", *files, f"({len(finished)} of {len(runs)} runs)")
@@ -1064,8 +1156,8 @@ def main(args: Args) -> None:
         print(f"  again: python {shlex.join(command_line(run, folder))}", file=sys.stderr)
         print(f"  without the folder {folder} it begins anew", file=sys.stderr)
     for cell in unknown:
-        name = ", ".join(filter(None, cell))
-        print(f"\nnot started: {name}: a run that chooses its learning rate failed.", file=sys.stderr)
+        name = " ".join(filter(None, cell))
+        print(f"\nnot started: {name}, since a run that chooses its learning rate failed.", file=sys.stderr)
     if failed:
         raise SystemExit(1)
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -104,14 +105,16 @@ def test_figure1_compares_what_its_caption_names():
 
 
 def test_budgets_are_the_presets():
-    for env, frames in reproduce.FRAMES.items():
-        for script in SCRIPTS.values():
-            assert script.parse_args(["--env", env]).total_timesteps == frames
+    for env, (frames, *iterations, eval_interval) in reproduce.PRESETS.items():
+        for iteration, script in zip(iterations, SCRIPTS.values(), strict=True):
+            args = script.parse_args(["--env", env])
+            assert (args.total_timesteps, args.eval_interval) == (frames, eval_interval)
+            assert args.num_envs * args.num_steps == iteration
 
 
 def test_every_method_is_accepted_by_its_script():
     for method in reproduce.METHODS:
-        for env in reproduce.FRAMES:
+        for env in reproduce.PRESETS:
             parse(Run(env, method, 1, 1_000_000))
 
 
@@ -130,23 +133,20 @@ def test_cuts():
 
 
 def test_quick_cut():
-    """Three seeds where seeds differ, five evaluations where the preset would make one, and cut further by flags."""
+    """Grid-World with two seeds, enough evaluations for a curve, and cut further by flags."""
     runs = reproduce.make_runs(Args("figure1", quick=True))
     assert runs == reproduce.make_runs(Args("table1", quick=True))
-    grid_world = {("Grid-World", m, seed, 1_000_000) for m in ("standard", "bias") for seed in (1, 2, 3)}
-    cheetah = {("Cheetah-Dir", m, 1, 160_000) for m in ("standard", "kaiming", "normc", "bias")}
-    assert {(run.env, run.method, run.seed, run.frames) for run in runs} == grid_world | cheetah
-    assert len({run.name for run in runs}) == len(runs) == 10
+    methods = ("standard", "kaiming", "hfi", "bias")
+    assert set(runs) == {Run("Grid-World", m, seed, 1_000_000) for m in methods for seed in (1, 2)}
+    assert len({run.name for run in runs}) == len(runs) == 8
     for run in runs:
         args = parse(run)
-        iterations = args.total_timesteps // (args.num_envs * args.num_steps)
-        assert iterations // args.eval_interval >= 5
-        assert args.total_timesteps == run.frames
+        assert args.total_timesteps // (args.num_envs * args.num_steps) // args.eval_interval >= 5
     cut = Args("table1", quick=True, envs=("Grid-World",), methods=("film",), seeds=(4,), total_timesteps=1e5)
     assert reproduce.make_runs(cut) == [Run("Grid-World", "film", 4, 100_000)]
-    # another evaluation interval is another run, not to be taken for the same
-    names = {Run("Cheetah-Dir", "bias", 1, 100, eval_interval=every).name for every in (None, 5)}
-    assert len(names) == 2
+    # another evaluation interval or learning rate is another run, not to be taken for the same
+    more = [{}, {"eval_interval": 5}, {"learning_rate": 7e-4}, {"learning_rate": 7.1e-4}]
+    assert len({Run("Cheetah-Dir", "bias", 1, 100, **fields).name for fields in more}) == 4
 
 
 @pytest.mark.parametrize(
@@ -155,11 +155,19 @@ def test_quick_cut():
         ("table1 --envs ML10", "table1 has no --envs ML10: choose from Grid-World"),
         ("table1 --methods adam", "table1 has no --methods adam"),
         ("table2 --quick", "--quick is a cut of figure1 and table1"),
-        ("table1 --quick --envs Walker", "table1 --quick has no --envs Walker: choose from Grid-World, Cheetah-Dir."),
+        ("table1 --quick --envs Walker", "table1 --quick has no --envs Walker: choose from Grid-World."),
         ("table2 --envs ML10 --methods film", "table2 has no such cell"),
         ("figure1 --total-timesteps 1.5", "--total-timesteps 1.5 is not a whole number"),
         ("figure1 --total-timesteps nan", "is not a whole number"),
         ("figure1 --total-timesteps 0", "is not a whole number"),
+        ("figure1 --learning-rates 7e-4 --tuning-timesteps 0.5", "--tuning-timesteps 0.5 is not a whole number"),
+        ("figure1 --learning-rates 0", "--learning-rates must be more than 0."),
+        ("figure1 --learning-rates inf", "--learning-rates must be more than 0."),
+        ("figure1 --learning-rates 7e-4 --seeds 10 11", "seeds 11 and 12 choose the learning rate"),
+        ("figure1 --learning-rates 7e-4 --quick", "--quick takes the learning rates that results/ chose"),
+        ("robustness", "robustness needs --learning-rates"),
+        ("robustness --learning-rates 7e-4 --seeds 1", "its seeds are 11 and 12"),
+        ("robustness --learning-rates 7e-4 --total-timesteps 1e6", "its frames are --tuning-timesteps"),
         ("figure1 --seeds -1", "must be 0 or more"),
         ("figure1 --workers -1", "must be 0 or more"),
         ("figure1 --quick --runs-dir README.md/runs", "cannot"),
@@ -199,7 +207,7 @@ def test_list_runs_nothing_and_adds_up(capsys, tmp_path):
 
 def test_the_cost_of_every_default_run_is_known(capsys):
     """By architecture, script and size."""
-    for target in reproduce.TARGETS:
+    for target in ("figure1", "table1", "table2", "figure3"):
         assert all(reproduce.speed(run) for run in reproduce.make_runs(Args(target)))
     ml10, cheetah = reproduce.SPEED["ML10"], reproduce.SIZE_SPEED["Cheetah-Dir"]
     for method, wanted in {
@@ -207,8 +215,8 @@ def test_the_cost_of_every_default_run_is_known(capsys):
         ("hfi", None): ml10["hyper"],
         ("rl2-standard", None): ml10["rl2-standard"],
         ("rl2-hfi", None): ml10["rl2-hyper"],
-        ("bias", "XXL"): cheetah["hyper"]["XXL"],
-        ("standard", "XS"): cheetah["standard"]["XS"],
+        ("bias", "XXL"): cheetah["hyper"][5],
+        ("standard", "XS"): cheetah["standard"][0],
     }.items():
         assert reproduce.speed(Run("Cheetah-Dir" if method[1] else "ML10", method[0], 1, 100, method[1])) == wanted
     assert reproduce.speed(Run("Pick-Place", "film-normc", 1, 100)) == reproduce.SPEED["Pick-Place"]["film"]
@@ -225,7 +233,8 @@ def test_the_benchmark_measures_all_speeds():
     for env, speeds in reproduce.SPEED.items():
         names |= {f"RL2 on {env}, {name[4:]}" if name.startswith("rl2-") else f"{env}, {name}" for name in speeds}
     for env, archs in reproduce.SIZE_SPEED.items():
-        names |= {f"{env}, {arch} {size}" for arch, speeds in archs.items() for size in speeds}
+        sizes = {arch: list(reproduce.SIZES)[: len(speeds)] for arch, speeds in archs.items()}
+        names |= {f"{env}, {arch} {size}" for arch in sizes for size in sizes[arch]}
     assert names == bench.SWEEP.keys()
 
 
@@ -254,34 +263,63 @@ def welch_p(a, b):
     return student_t_tail(t, (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1)))
 
 
+def bold(*columns):
+    """What is bold in the columns of a table, a set each."""
+    cells = reproduce.bold_cells(reproduce.compare(dict(enumerate(columns))))
+    return [{method for column, method in cells if column == i} for i in range(len(columns))]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_bold_is_what_a_t_test_by_hand_says(seed):
     rng = np.random.default_rng(seed)
     cells = {name: rng.normal(rng.uniform(0, 3), rng.uniform(0.2, 2), rng.integers(3, 8)).tolist() for name in "abcde"}
     best = max(cells, key=lambda name: np.mean(cells[name]))
-    wanted = {name for name, values in cells.items() if name == best or welch_p(values, cells[best]) >= 0.05}
-    assert reproduce.not_worse(cells) == wanted
+    p_values = {name: welch_p(values, cells[best]) for name, values in cells.items() if name != best}
+    found = reproduce.compare({"column": cells})
+    assert [(c.group, c.method, c.best) for c in found] == [("column", name, best) for name in p_values]
+    for c in found:
+        assert c.p == pytest.approx(p_values[c.method], abs=1e-6)
+        assert c.difference == pytest.approx(np.mean(cells[c.method]) - np.mean(cells[best]))
+    # Holm, as a sequence of tests: from the smallest p on, against 0.05 / 4, 0.05 / 3 ..., until one is not smaller
+    worse = set()
+    for left, name in zip((4, 3, 2, 1), sorted(p_values, key=p_values.get), strict=True):
+        if p_values[name] >= 0.05 / left:
+            break
+        worse.add(name)
+    assert bold(cells) == [cells.keys() - worse]
+
+
+def test_holm_by_hand():
+    # 0.01 * 4; 0.02 * 3; 0.03 * 2 = 0.06 is not less than the one before; 0.04 * 1 would be less: 0.06
+    assert reproduce.holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    # 0.001 * 5, 0.01 * 4, 0.02 * 3, 0.4 * 2, 0.9 * 1
+    assert reproduce.holm([0.9, 0.001, 0.4, 0.01, 0.02]) == pytest.approx([0.9, 0.005, 0.8, 0.04, 0.06])
+    assert reproduce.holm([0.5, 0.7, 0.04]) == pytest.approx([1.0, 1.0, 0.12])
+    assert reproduce.holm([0.03]) == [0.03] and reproduce.holm([]) == []
 
 
 def test_bold_with_known_tables():
     # t = 1 / sqrt(2 * 1 / 3) = 1.2247 with 4 degrees of freedom: p = 0.288; a difference of 10 has p = 0.0003
-    assert reproduce.not_worse({"a": [1, 2, 3], "b": [2, 3, 4], "c": [11, 12, 13]}) == {"c"}
-    assert reproduce.not_worse({"a": [1, 2, 3], "b": [2, 3, 4]}) == {"a", "b"}
+    assert bold({"a": [1, 2, 3], "b": [2, 3, 4], "c": [11, 12, 13]}) == [{"c"}]
+    assert bold({"a": [1, 2, 3], "b": [2, 3, 4]}) == [{"a", "b"}]
     # the critical value at 4 degrees of freedom is 2.776: a difference of 2.776 * sqrt(2 / 3) = 2.267
-    assert reproduce.not_worse({"a": [1, 2, 3], "b": [3.26, 4.26, 5.26]}) == {"a", "b"}
-    assert reproduce.not_worse({"a": [1, 2, 3], "b": [3.28, 4.28, 5.28]}) == {"b"}
-    # too few seeds do not take part, however good; one cell alone is not tested
-    assert reproduce.not_worse({"a": [1, 2, 3], "b": [2, 3, 4], "c": [99, 99]}) == {"a", "b"}
-    assert reproduce.not_worse({"a": [1, 2, 3], "b": [2, 3]}) == set()
+    near, far = {"a": [1, 2, 3], "b": [3.26, 4.26, 5.26]}, {"a": [1, 2, 3], "b": [3.28, 4.28, 5.28]}
+    assert bold(near) == [{"a", "b"}] and bold(far) == [{"b"}]
+    # of two comparisons, in one column or in two, the smaller p counts twice
+    assert bold(far, near) == [{"a", "b"}, {"a", "b"}]
+    assert bold(far | {"c": [3.28, 4.28, 5.27]}) == [{"a", "b", "c"}]
+    # too few seeds do not take part, however good; one cell alone is not tested, and does not count
+    assert bold({"a": [1, 2, 3], "b": [2, 3, 4], "c": [99, 99]}) == [{"a", "b"}]
+    assert bold(far, {"a": [1, 2, 3], "b": [2, 3]}, {}) == [{"b"}, set(), set()]
     # without variance
-    assert reproduce.not_worse({"a": [5, 5, 5], "b": [5, 5, 5], "c": [4, 4, 4]}) == {"a", "b"}
+    assert bold({"a": [5, 5, 5], "b": [5, 5, 5], "c": [4, 4, 4]}) == [{"a", "b"}]
 
 
 def fake_row(run, value, **more):
     return {
         **dict.fromkeys(reproduce.COLUMNS, ""),
         **{"command": shlex.join(run.command), "return": str(value), "env": run.env, "method": run.method},
-        **{"size": run.size or "", "seed": str(run.seed), "args": json.dumps({"total_timesteps": run.frames})},
+        **{"size": run.size or "", "seed": str(run.seed)},
         **more,
     }
 
@@ -293,11 +331,11 @@ def test_table_by_hand():
     rows = {}
     for run in runs:
         if run.seed <= len(values[run.method]):
-            rows |= {shlex.join(run.command): fake_row(run, values[run.method][run.seed - 1])}
+            rows |= {run: fake_row(run, values[run.method][run.seed - 1])}
     other = Run("Grid-World", "bias", 1, 3_000_000)  # of another budget
-    rows[shlex.join(other.command)] = fake_row(other, 1000)
+    rows[other] = fake_row(other, 1000)
     lines = reproduce.make_table(rows, runs, "table1").splitlines()
-    assert lines[0] == "| | Grid-World, 2,000,000 frames | paper |"
+    assert lines[0] == "| method | Grid-World, 2,000,000 frames | paper |"
     assert lines[2:] == [
         "| Standard | 32.0 ± 0.7 | 35.5 ± 0.4 |",  # t = 3 / 1 with 8 degrees of freedom: p = 0.017
         "| Kaiming | 11.0 ± 0.6 (3 of 5 seeds) | 32.1 ± 1.2 |",
@@ -309,10 +347,7 @@ def test_table_by_hand():
 
 def test_table2_shows_success_of_the_last_episode():
     runs = [Run("ML10", method, seed, 100) for method in ("standard", "bias", "rl2") for seed in (1, 2, 3)]
-    rows = {
-        shlex.join(run.command): fake_row(run, 7, test_success=json.dumps([99.0, run.seed * (10.0 + run.seed)]))
-        for run in runs
-    }
+    rows = {run: fake_row(run, 7, test_success=json.dumps([99.0, run.seed * (10.0 + run.seed)])) for run in runs}
     lines = reproduce.make_table(rows, runs, "table2").splitlines()
     assert lines[2] == "| Standard | **24.7 ± 8.1** | 10.2 ± 3.0 |"
     assert lines[4] == "| RL2, Bias-HyperInit | 24.7 ± 8.1 | 14.2 ± 7.2 |"  # alone in its script: nothing to test
@@ -363,7 +398,7 @@ def test_curve_table_by_hand(before_training):
         slope = run.seed + {"standard": 0, "bias": 9, "rl2": 19}[run.method]
         curve = [[step, slope * step / 10 if step > 20 else run.seed] for step in range(10, 90, 10)]
         curve = [[0, -3.0], *curve] if run.method in before_training else curve
-        rows[shlex.join(run.command)] = fake_row(run, 0, curve=json.dumps(curve))
+        rows[run] = fake_row(run, 0, curve=json.dumps(curve))
     lines = reproduce.make_curve_table(rows, runs, "Grid-World").splitlines()
     assert lines == [
         "| Grid-World, after | 20 frames | 40 frames | 60 frames | 80 frames |",
@@ -378,7 +413,7 @@ def test_curve_table_has_no_column_before_training():
     """Not even where it is the evaluation next to a quarter."""
     rows, runs = {}, [Run("Grid-World", "bias", seed, 100) for seed in (1, 2, 3)]
     for run in runs:
-        rows[shlex.join(run.command)] = fake_row(run, 0, curve=json.dumps([[0, -3.0], [60, run.seed], [100, 9.0]]))
+        rows[run] = fake_row(run, 0, curve=json.dumps([[0, -3.0], [60, run.seed], [100, 9.0]]))
     header, _, line = reproduce.make_curve_table(rows, runs, "Grid-World").splitlines()
     assert header == "| Grid-World, after | 60 frames | 60 frames | 60 frames | 100 frames |"
     assert line == "| Bias-HyperInit |" + " 2.0 ± 0.6 |" * 3 + " 9.0 ± 0.0 |"
@@ -396,7 +431,7 @@ def test_figures_show_the_rows(target, tmp_path, monkeypatch):
         for size in sizes
     ]
     rows = {
-        shlex.join(run.command): fake_row(
+        run: fake_row(
             run,
             run.seed + (10 if run.method == "bias" else 0),
             curve=json.dumps([[50, run.seed], [100, 2 * run.seed]]),
@@ -428,6 +463,222 @@ def test_figures_show_the_rows(target, tmp_path, monkeypatch):
             np.testing.assert_allclose(standard, [[x[0], 1.5], [x[1], 1.5]])
             np.testing.assert_allclose(hyper, [[x[0], 11.5], [x[1], 11.5]])
             assert [text.get_text() for text in axis.texts] == ["XS", "M"] * 2
+
+
+def test_robustness_shows_the_rows(tmp_path, monkeypatch):
+    """Mean over the seeds as a line, both as dots."""
+    runs = [
+        Run("Grid-World", method, seed, 100, learning_rate=rate)
+        for method in ("standard", "bias")
+        for rate in (7e-4, 3e-4)
+        for seed in (11, 12)
+    ]
+    values = {run: 1e4 * run.learning_rate + (run.seed - 11) + 10 * (run.method == "bias") for run in runs}
+    rows = {run: fake_row(run, 0, curve=json.dumps([[0, -50], [50, values[run]], [100, values[run]]])) for run in runs}
+    figures = []
+    monkeypatch.setattr(reproduce, "save", lambda figure, path: figures.append(figure))
+    reproduce.draw("robustness", rows, runs, tmp_path / "picture")
+    (axis,) = figures[0].axes
+    assert axis.get_title() == "Grid-World" and axis.get_xscale() == "log"
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["Standard", "Bias-HyperInit"]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["3e-4", "7e-4"]
+    x, lines = [3e-4, 7e-4], axis.get_lines()
+    assert len(lines) == 6
+    for method, (mean, *seeds) in {0: lines[:3], 10: lines[3:]}.items():
+        np.testing.assert_allclose(mean.get_xydata(), np.stack([x, [method + 3.5, method + 7.5]], 1))
+        for seed, dots in enumerate(seeds):
+            np.testing.assert_allclose(dots.get_xydata(), np.stack([x, [method + seed + 3, method + seed + 7]], 1))
+            assert (dots.get_linestyle(), dots.get_marker()) == ("None", "o")
+        assert mean.get_color() == seeds[0].get_color() == reproduce.COLORS["bias" if method else "standard"]
+
+
+# --- Learning rates
+
+
+def tuning_args(**more):
+    args = {"methods": ("standard", "bias"), "learning_rates": (3e-4, 7e-4, 2e-3), "seeds": (1, 2)}
+    return Args("figure1", envs=("Grid-World",), **args | more)
+
+
+def test_tuning_runs():
+    """Every rate with both seeds, none of them reported, and evaluations for a curve in every environment."""
+    runs = reproduce.make_runs(tuning_args())
+    assert {run.learning_rate for run in runs} == {None} and reproduce.make_tuning_runs(Args("figure1"), runs) == []
+    tuning = reproduce.make_tuning_runs(tuning_args(), runs)
+    rates = (3e-4, 7e-4, 2e-3)
+    wanted = {("Grid-World", m, seed, rate) for m in ("standard", "bias") for seed in (11, 12) for rate in rates}
+    assert len(tuning) == 12
+    assert {(run.env, run.method, run.seed, run.learning_rate) for run in tuning} == wanted
+    assert {(run.frames, run.eval_interval) for run in tuning} == {(600_000, None)}
+    assert tuning[2].command[-2:] == ["--learning-rate", "2e-3"] and tuning[2].name.endswith("__600000__lr-2e-3")
+    for frames in (96_000, 6e5, 1e7):
+        for env in reproduce.PRESETS:
+            cells = [Run(env, method, 1, 1) for method in ("standard", "rl2")]
+            args = Args("table1", learning_rates=(7e-4,), tuning_timesteps=float(frames))
+            for run in reproduce.make_tuning_runs(args, cells):
+                parsed = parse(run)
+                assert parsed.learning_rate == 7e-4
+                iterations = int(frames) // (parsed.num_envs * parsed.num_steps)
+                evaluations = iterations // parsed.eval_interval
+                assert evaluations >= 10 or (parsed.eval_interval == 1 and iterations < 24), run
+                assert evaluations <= 40 or parsed.eval_interval == reproduce.PRESETS[env][-1]
+    sizes = reproduce.make_tuning_runs(tuning_args(), [Run("Walker", "bias", 1, 1, size) for size in ("XS", "S")])
+    assert len(sizes) == 12  # a rate for each size
+
+
+def test_areas_and_choice_by_hand():
+    runs = [Run("Walker", "bias", seed, 30, learning_rate=rate) for seed in (11, 12) for rate in (3e-4, 7e-4, 2e-3)]
+    curves = {  # the evaluation before training does not count
+        (11, 3e-4): [[0, 900.0], [10, 1.0], [20, 3.0], [30, 5.0]],
+        (12, 3e-4): [[0, 900.0], [10, 2.0], [20, 2.0], [30, 2.0]],
+        (11, 7e-4): [[0, 0.0], [10, 3.0], [20, 3.0], [30, 6.0]],
+        (12, 7e-4): [[0, 0.0], [10, 1.0], [20, 1.0], [30, 1.0]],
+        (11, 2e-3): [[0, 0.0], [10, 7.0], [20, 0.0], [30, -1.0]],
+        (12, 2e-3): [[0, 0.0], [10, 0.0], [20, 0.0], [30, 9.0]],
+    }
+    rows = {run: fake_row(run, 0, curve=json.dumps(curves[run.seed, run.learning_rate])) for run in runs}
+    # reported seeds at the largest rate, however good, change nothing
+    rows |= {run: fake_row(run, 99, curve="[[30, 99.0]]") for run in [replace(runs[2], seed=seed) for seed in (1, 2)]}
+    areas = reproduce.areas_by_rate(rows, runs)
+    cell = ("Walker", "bias", None)
+    assert areas == {cell: {3e-4: [3.0, 2.0], 7e-4: [4.0, 1.0], 2e-3: [2.0, 3.0]}}
+    assert reproduce.choose_rates(areas) == {cell: 3e-4}  # 2.5 all three: the smallest
+    assert reproduce.choose_rates({cell: {3e-4: [3.0, 2.0], 7e-4: [4.0, 1.1], 2e-3: [4.0, 1.0]}}) == {cell: 7e-4}
+    assert reproduce.kept_tuning(rows) == sorted(runs, key=lambda run: (runs.index(run) % 3, run.seed))
+    del rows[runs[0]]
+    assert reproduce.areas_by_rate(rows, runs) == {}
+
+
+def test_the_best_rate_at_an_edge_is_told(capsys):
+    def told(best, rates):
+        runs = [Run("Walker", "bias", seed, 30, learning_rate=rate) for seed in (11, 12) for rate in rates]
+        rows = {run: fake_row(run, 0, curve=f"[[30, {float(run.learning_rate == best)}]]") for run in runs}
+        reproduce.print_choice(rows, runs)
+        return capsys.readouterr().out
+
+    rates = (3e-4, 7e-4, 2e-3)
+    assert "**1.00 (1.00, 1.00)**" in told(7e-4, rates) and "note" not in told(7e-4, rates)
+    assert "note: Walker bias learns best at the smallest rate, 3e-4: the best may lie outside" in told(3e-4, rates)
+    assert "learns best at the largest rate, 2e-3: the best may lie outside" in told(2e-3, rates)
+    assert "note" not in told(7e-4, (7e-4,))
+
+
+def test_the_last_tenth_is_reported():
+    assert reproduce.final_return([[0, 9.0], [90, 9.0], [91, 1.0], [95, 2.0], [100, 6.0]]) == 3.0  # 90 is not in it
+    assert reproduce.final_return([[0, 9.0], [50, 9.0], [100, 6.0]]) == 6.0
+    assert reproduce.final_return([[0, 4.0]]) == 4.0
+
+
+TUNED_SCRIPT = """
+import json, pathlib, sys
+flags = dict(zip(sys.argv, sys.argv[1:]))
+home, rate, seed = pathlib.Path(__file__).parent, flags.get("--learning-rate"), flags["--seed"]
+method = "A" if "A" in flags else "B"
+print(rate, seed, method, file=open(home / "starts", "a"))
+if (home / "broken").exists() and (home / "broken").read_text() in f"{method} {rate} {seed}":
+    raise SystemExit(2)
+folder, frames = pathlib.Path(flags["--runs-dir"]) / "x__1", int(flags["--total-timesteps"])
+folder.mkdir()
+value = {"A 3e-4": 3, "A 7e-4": 5, "A 2e-3": 4, "B 3e-4": 2, "B 7e-4": 1, "B 2e-3": 1}.get(f"{method} {rate}", 0)
+value = value if seed in ("11", "12") else -value  # what is reported would choose otherwise
+curve = [[0, 99.0], [frames // 2, float(value)], [frames, float(value)]]
+result = {"evaluation": {"meta_episodic_return": {"mean": float(value), "stderr": 0.5}}, "eval_history": curve}
+result |= {"parameters": {"total": 2, "base_network": 1}, "SPS": 1, "versions": {}, "args": {}}
+result |= {"frames": frames, "wall_time": 3}
+(folder / "result.json").write_text(json.dumps(result))
+"""
+
+
+@pytest.fixture
+def tuned(tmp_path, monkeypatch):
+    """Arguments of a sweep of two methods whose script knows how well each rate does, and what was started since."""
+    script = tmp_path / "tuned.py"
+    script.write_text(TUNED_SCRIPT)
+    for method, flags in (("standard", "A"), ("bias", "B")):
+        monkeypatch.setitem(reproduce.METHODS, method, (method.title(), str(script), flags))
+
+    def started():
+        path = tmp_path / "starts"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return lines
+
+    folders = {"runs_dir": str(tmp_path / "runs"), "results_dir": str(tmp_path / "results")}
+    return tuning_args(executor="local", total_timesteps=1000.0, tuning_timesteps=500.0, **folders), started
+
+
+TRIED = [f"{rate} {seed} {method}" for rate in ("3e-4", "7e-4", "2e-3") for seed in (11, 12) for method in "AB"]
+CHOSEN = ["7e-4 1 A", "7e-4 2 A", "3e-4 1 B", "3e-4 2 B"]
+
+
+def test_learning_rates_are_chosen_then_used(tuned, capsys):
+    """All the choosing runs come first; nothing is repeated; the list knows the choice once it is made."""
+    args, started = tuned
+    reproduce.main(replace(args, list=True))
+    out = capsys.readouterr().out
+    assert len(re.findall("--learning-rate (?!.chosen)", out)) == 12
+    assert out.count("--learning-rate (chosen by the tuning runs)") == 4 and "16 runs, 10,000 frames: " in out
+    assert not started()
+    reproduce.main(args)
+    starts = started()
+    assert sorted(starts[:12]) == sorted(TRIED) and sorted(starts[12:]) == sorted(CHOSEN)
+    out = capsys.readouterr().out
+    assert "note: Grid-World bias learns best at the smallest rate, 3e-4" in out
+    assert "note: Grid-World standard" not in out
+    rows = reproduce.read_rows(Path(args.results_dir))
+    assert len(rows) == 16 and {run.learning_rate for run in rows} == {3e-4, 7e-4, 2e-3}
+    times = {path: path.stat().st_mtime_ns for path in Path(args.runs_dir).glob("*/*/result.json")}
+    reproduce.main(args)
+    assert not started() and reproduce.read_rows(Path(args.results_dir)) == rows
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    capsys.readouterr()
+    reproduce.main(replace(args, list=True))
+    out = capsys.readouterr().out
+    assert "chosen by" not in out and len(re.findall("--learning-rate .*done", out)) == 16
+
+
+def test_a_failed_tuning_run_leaves_its_method_out(tuned, tmp_path, capsys):
+    args, started = tuned
+    (tmp_path / "broken").write_text("A 2e-3 12")
+    with pytest.raises(SystemExit) as exit_:
+        reproduce.main(args)
+    assert exit_.value.code == 1
+    starts = started()
+    assert sorted(starts[:12]) == sorted(TRIED) and sorted(starts[12:]) == CHOSEN[2:]
+    err = capsys.readouterr().err
+    assert "failed: Grid-World__standard__12__500__eval-1__lr-2e-3: " in err
+    assert "not started: Grid-World standard, since a run that chooses its learning rate failed." in err
+    assert "not started: Grid-World bias" not in err
+    (tmp_path / "broken").unlink()
+    reproduce.main(args)
+    first, *others = started()
+    assert first == "2e-3 12 A" and sorted(others) == CHOSEN[:2]
+
+
+def test_robustness_then_the_reported_runs(tuned, capsys):
+    """The choosing runs alone, and a picture; another target then goes on from there."""
+    args, started = tuned
+    robustness = replace(args, target="robustness", seeds=(), total_timesteps=None)
+    reproduce.main(replace(robustness, list=True))
+    assert "12 runs, 6,000 frames: " in capsys.readouterr().out
+    reproduce.main(robustness)
+    assert sorted(started()) == sorted(TRIED)
+    assert "(12 of 12 runs)" in capsys.readouterr().out
+    assert {path.name for path in Path(args.results_dir).glob("robustness.*")} == {"robustness.png", "robustness.svg"}
+    reproduce.main(args)
+    assert sorted(started()) == sorted(CHOSEN)
+
+
+def test_quick_takes_the_chosen_rates_and_keeps_its_rows_apart(tuned):
+    args, started = tuned
+    reproduce.main(replace(args, target="robustness", seeds=(), total_timesteps=None, methods=("standard",)))
+    started()
+    reproduce.main(replace(args, quick=True, learning_rates=()))
+    assert sorted(started()) == ["7e-4 1 A", "7e-4 2 A", "None 1 B", "None 2 B"]  # B was not tuned
+    results = Path(args.results_dir)
+    assert {run.seed for run in reproduce.read_rows(results)} == {11, 12}
+    assert len(reproduce.read_rows(results / "quick")) == 4
+    assert (results / "figure1-quick.png").exists()
 
 
 # --- Sweeps
@@ -758,7 +1009,7 @@ def test_rows_after_a_full_disk(left, tmp_path):
     path.write_text(whole[:0] if left == 0 else whole[: header + left])
     reproduce.append_row(rows[2], tmp_path)
     read = reproduce.read_rows(tmp_path)
-    assert read[rows[2]["command"]] == rows[2]
+    assert read[Run("Walker", "bias", 3, 100)] == rows[2]
     assert all(row in rows for row in read.values())
 
 
@@ -770,14 +1021,14 @@ GONE = {"compile": False, "norm_clip": 10.0, "torch_threads": 1}  # flags of old
 
 def test_kept_rows_are_what_their_commands_give_today():
     rows = reproduce.read_rows(ROOT / "results")
-    for command, row in rows.items():
-        script, *flags = shlex.split(command)
+    for row in rows.values():
+        script, *flags = shlex.split(row["command"])
         args = SCRIPTS[script].parse_args(flags)
         assert args.threads == 1
         today = json.loads(json.dumps(vars(args))) | GONE
         for name, value in json.loads(row["args"]).items():
             if name not in ("save_model", "env_workers"):  # change no result
-                assert today[name] == value, (command, name)
+                assert today[name] == value, (row["command"], name)
         total = row["frames"], row["curve"]
         assert json.loads(total[1])[-1][0] == int(total[0]) <= args.total_timesteps
         assert json.loads(row["curve"])[-1][1] == float(row["last_return"])
@@ -788,36 +1039,69 @@ def test_of_two_budgets_the_one_with_more_cells_is_kept_and_of_equals_the_larger
     runs = [Run("Walker", method, 1, 200) for method in ("standard", "bias", "rl2")]
     runs += [Run("Walker", method, 1, 300) for method in ("standard", "bias")]
     runs += [Run("Walker", "bias", 1, 100, "XS"), Run("ML10", "bias", 1, 100)]
-    rows = {shlex.join(run.command): fake_row(run, 1) for run in reversed(runs)}
+    rows = {run: fake_row(run, 1) for run in reversed(runs)}
     assert reproduce.kept_runs(rows, "table1") == runs[:3]
     assert reproduce.kept_runs(rows, "figure1") == runs[3:5]  # RL2 is not of the paper's figure
     assert reproduce.kept_runs(rows, "figure3") == runs[5:6]
     assert reproduce.kept_runs(rows, "table2") == runs[6:]
 
     few, many = ([Run("Walker", "bias", seed, frames) for seed in range(n)] for n, frames in ((2, 300), (3, 200)))
-    rows = {shlex.join(run.command): fake_row(run, 1) for run in few + many}
+    rows = {run: fake_row(run, 1) for run in few + many}
     assert reproduce.kept_runs(rows, "figure1") == many  # two seeds are too few to test
     more = Run("Walker", "bias", 3, 300)
     five = [Run("Walker", "bias", seed, 200) for seed in (3, 4)]
-    rows |= {shlex.join(run.command): fake_row(run, 1) for run in [more, *five]}
+    rows |= {run: fake_row(run, 1) for run in [more, *five]}
     assert reproduce.kept_runs(rows, "figure1") == [*few, more]  # three are not
 
 
-def test_rows_of_the_quick_cut_are_not_taken_for_the_presets():
+def test_kept_runs_are_at_the_chosen_learning_rate():
+    """Of the cells that have one; the seeds that chose, or tried things out, are in no table."""
+    tuning = [Run("Walker", "bias", seed, 50, learning_rate=rate) for seed in (11, 12) for rate in (3e-4, 7e-4)]
+    at = {
+        (method, rate): [Run("Walker", method, seed, 200, learning_rate=rate) for seed in (1, 2, 3)]
+        for method in ("standard", "bias")
+        for rate in (None, 3e-4, 7e-4)
+    }
+    unreported = [Run("Walker", "bias", 13, 200, learning_rate=rate) for rate in (None, 3e-4, 7e-4)]
+    unreported += [Run("Walker", "standard", seed, 200) for seed in (11, 12, 13)]
+
+    def kept(best, *more):
+        runs = [*sum(at.values(), []), *unreported, *more]
+        return reproduce.kept_runs({run: fake_row(run, 1, curve=curve_at(run, best)) for run in runs}, "table1")
+
+    def curve_at(run, best):
+        return json.dumps([[0, 99.0 * (run.learning_rate != best)], [10, 1.0 + (run.learning_rate == best)]])
+
+    assert kept(3e-4, *tuning) == at["standard", None] + at["bias", 3e-4]
+    assert kept(7e-4, *tuning) == at["standard", None] + at["bias", 7e-4]
+    # seed 12 has not done the other rate, so that it cannot be chosen; without seed 12 nothing is
+    assert kept(7e-4, *tuning[:3]) == at["standard", None] + at["bias", 3e-4]
+    assert kept(7e-4, *tuning[:2]) == at["standard", None] + at["bias", None]
+    # of two budgets, the one with more rates chooses, of equals the larger
+    larger = [Run("Walker", "bias", seed, 60, learning_rate=3e-4) for seed in (11, 12)]
+    assert kept(7e-4, *tuning, *larger) == at["standard", None] + at["bias", 7e-4]
+    assert kept(7e-4, tuning[1], tuning[3], *larger) == at["standard", None] + at["bias", 3e-4]
+
+
+def test_rows_with_other_evaluations_are_not_taken_for_the_presets():
     plain, quick = Run("Cheetah-Dir", "bias", 1, 160_000), Run("Cheetah-Dir", "bias", 1, 160_000, eval_interval=5)
-    rows = {shlex.join(run.command): fake_row(run, 1) for run in (plain, quick)}
+    rows = {run: fake_row(run, 1) for run in (plain, quick)}
     assert reproduce.kept_runs(rows, "figure1") == reproduce.kept_runs(rows, "table1") == [plain]
-    del rows[shlex.join(plain.command)]
+    del rows[plain]
     assert reproduce.kept_runs(rows, "figure1") == []
 
 
-def test_readme_is_made_from_the_kept_rows():
-    rows = reproduce.read_rows(ROOT / "results")
-    text = (ROOT / "README.md").read_text()
-    blocks = reproduce.readme_blocks(rows)
-    assert re.findall(r"<!-- end of (.*) -->", text) == [name for name in re.findall(r"<!-- (?!end)(.*) -->", text)]
-    assert sorted(re.findall(r"<!-- (?!end)(.*) -->", text)) == sorted(blocks)
-    assert reproduce.fill_readme(text, blocks) == text
+def test_readme_and_docs_are_made_from_the_kept_rows():
+    """Every generated part stands somewhere, and as it is generated."""
+    blocks = reproduce.readme_blocks(reproduce.read_rows(ROOT / "results"))
+    found = set()
+    for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
+        text = page.read_text()
+        names = re.findall(r"<!-- (?!end)(.*) -->", text)
+        assert re.findall(r"<!-- end of (.*) -->", text) == names
+        found |= set(names)
+        assert reproduce.fill_blocks(text, blocks) == text, page
+    assert found == blocks.keys()
 
 
 def test_readme_of_no_rows_then_of_some(tmp_path, monkeypatch, capsys):
@@ -825,28 +1109,45 @@ def test_readme_of_no_rows_then_of_some(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
     (tmp_path / "pictures").mkdir()
     (tmp_path / "results").mkdir()
+    (tmp_path / "docs").mkdir()
     names = sorted(reproduce.readme_blocks({}))
-    assert names == ["curves of all", "curves of figure 1", "seeds", "table1", "table2"]
-    empty = "before\n" + "\n".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in names) + "after\n"
-    readme = tmp_path / "README.md"
-    readme.write_text(empty.replace("-->\n<!-- end", "-->\n| old |\n<!-- end"))
+    tables = ["table1", "table2"]
+    assert names == ["comparisons", "curves of all", "curves of figure 1", "learning rates", "seeds", *tables]
+    pages = {tmp_path / "README.md": tables, tmp_path / "docs" / "one.md": names, tmp_path / "docs" / "two.md": []}
+    empty = {
+        page: "before\n" + "\n".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in of_page) + "after\n"
+        for page, of_page in pages.items()
+    }
+    for page, text in empty.items():
+        page.write_text(text.replace("-->\n<!-- end", "-->\n| old |\n<!-- end"))
     args = Args("readme", results_dir=str(tmp_path / "results"))
     reproduce.main(args)
-    assert readme.read_text() == empty
+    assert all(page.read_text() == text for page, text in empty.items())
     assert not list((tmp_path / "pictures").iterdir()) and not capsys.readouterr().out
 
-    for seed in (1, 2, 3):
-        curve = json.dumps([[10, 1.0], [20, 2.0 + seed]])
-        row = fake_row(Run("Grid-World", "bias", seed, 20), 2.0 + seed, curve=curve, wall_time="36")
+    runs = [Run("Grid-World", "bias", seed, 20, learning_rate=2e-3) for seed in (1, 2, 3)]
+    runs += [Run("Grid-World", "standard", seed, 20) for seed in (1, 2, 3)]  # without tuning: the preset's rate
+    runs += [Run("Grid-World", "bias", seed, 10, learning_rate=rate) for seed in (11, 12) for rate in (7e-4, 2e-3)]
+    for run in runs:
+        value = run.seed + (2.0 if run.method == "bias" else -9.0) + 100 * (run.learning_rate or 0)
+        row = fake_row(run, value, curve=json.dumps([[10, 1.0], [20, value]]), wall_time="36")
         reproduce.append_row(row, tmp_path / "results")
     reproduce.main(args)
-    text = readme.read_text()
+    text = (tmp_path / "docs" / "one.md").read_text()
     blocks = dict(re.findall(r"<!-- (?!end)(.*?) -->\n(.*?)<!-- end of \1 -->", text, re.S))
-    assert "| Bias-HyperInit | 4.0 ± 0.6 (3 seeds) | 36.7 ± 0.2 |" in blocks["table1"]
-    assert blocks["curves of all"] == blocks["curves of figure 1"] and "| 4.0 ± 0.6 |" in blocks["curves of all"]
-    assert "| 1, 2, 3 | 3.00, 4.00, 5.00 | 0.0 |" in blocks["seeds"] and blocks["table2"] == ""
-    assert text.startswith("before\n<!-- ") and text.endswith("-->\nafter\n")
-    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"figure1.png", "figure1.svg"}
+    assert "| Bias-HyperInit | **4.2 ± 0.6** (3 seeds, 2e-3) | 36.7 ± 0.2 |" in blocks["table1"]
+    assert "| Standard | -7.0 ± 0.6 (3 seeds) | 35.5 ± 0.4 |" in blocks["table1"]
+    assert blocks["curves of all"] == blocks["curves of figure 1"] and "| **4.2 ± 0.6** |" in blocks["curves of all"]
+    assert "| 1, 2, 3 | 3.20, 4.20, 5.20 | 0.0 |" in blocks["seeds"] and blocks["table2"] == ""
+    assert "| Table 1 | Grid-World | Standard | Bias-HyperInit | -11.20 | " in blocks["comparisons"]
+    # seed 11 at 7e-4: the mean of 1 and 13.07
+    rates = "| Grid-World | Bias-HyperInit | 10 | 7.29 (7.04, 7.54) | **7.35 (7.10, 7.60)** |"
+    assert rates in blocks["learning rates"]
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith("before\n<!-- ") and readme.endswith("-->\nafter\n") and blocks["table1"] in readme
+    assert (tmp_path / "docs" / "two.md").read_text() == empty[tmp_path / "docs" / "two.md"]
+    drawn = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert drawn == {f"{name}.{kind}" for name in ("figure1", "robustness") for kind in ("png", "svg")}
 
 
 def test_rows_of_earlier_defaults_are_kept_apart():
@@ -858,7 +1159,7 @@ def test_rows_of_earlier_defaults_are_kept_apart():
     assert not {row["started"] for row in today.values()} & {row["started"] for row in earlier}
 
 
-@pytest.mark.parametrize("target", ["figure1", "figure3"])
+@pytest.mark.parametrize("target", reproduce.FIGURES)
 def test_pictures_are_made_from_the_kept_rows(target, tmp_path):
     """And there is none without rows, in the folder or in the README."""
     rows = reproduce.read_rows(ROOT / "results")
