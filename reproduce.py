@@ -33,7 +33,7 @@ from datetime import datetime, timezone
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import tyro
@@ -123,28 +123,19 @@ SIZE_SPEED = {  # of Figure 3, in the order of SIZES
 }
 
 
-class Target(NamedTuple):
-    """What a table or figure is made of, by default and what --envs and --methods may choose from instead."""
-
-    envs: tuple[str, ...]
-    methods: tuple[str, ...]
-    all_envs: tuple[str, ...]
-    all_methods: tuple[str, ...]
-
-
 TABLE1 = ("Grid-World", "Cheetah-Dir", "Walker", "Ant-Dir", "Humanoid")
 TABLE2 = ("Pick-Place", "ML10")
 FIGURE1 = ("standard", "kaiming", "hfi", "bias")
 BESIDE = (*PAPER["table1"], "film-normc", "film", "rl2-standard", "rl2")
-TARGETS = {
-    "figure1": Target(("Grid-World", "Cheetah-Dir"), FIGURE1, TABLE1, BESIDE),
-    "table1": Target(TABLE1, tuple(PAPER["table1"]), TABLE1, BESIDE),
-    "table2": Target(TABLE2, tuple(PAPER["table2"]), TABLE2, tuple(PAPER["table2"])),
-    "figure3": Target(("Cheetah-Dir", "Walker"), ("standard", "bias"), TABLE1, ("standard", "bias")),
-    "robustness": Target(("Grid-World",), FIGURE1, tuple(PRESETS), tuple(METHODS)),
+TARGETS = {  # its environments and methods, and those that --envs and --methods may choose from instead
+    "figure1": (("Grid-World", "Cheetah-Dir"), FIGURE1, TABLE1, BESIDE),
+    "table1": (TABLE1, tuple(PAPER["table1"]), TABLE1, BESIDE),
+    "table2": (TABLE2, tuple(PAPER["table2"]), TABLE2, tuple(PAPER["table2"])),
+    "figure3": (("Cheetah-Dir", "Walker"), ("standard", "bias"), TABLE1, ("standard", "bias")),
+    "robustness": (("Grid-World",), FIGURE1, tuple(PRESETS), tuple(METHODS)),
 }
+QUICK = (("Grid-World",), FIGURE1, ("Grid-World",), BESIDE)  # figure1 and table1 with --quick
 SEEDS = {"Pick-Place": 10, "ML10": 3}  # 1 to this; elsewhere 5
-QUICK = Target(("Grid-World",), FIGURE1, ("Grid-World",), BESIDE)  # --quick of figure1 and table1
 QUICK_FRAMES, QUICK_SEEDS = 1_000_000, 2
 TUNING_SEEDS = (11, 12)  # what chooses a learning rate; never among the seeds that are reported
 TUNING_EVALUATIONS = 12  # of a tuning run, about: at least ten make a curve
@@ -199,7 +190,7 @@ Areas = dict[tuple, dict[float, list[float]]]  # of a cell and learning rate, by
 def paper_value(target: str, env: str, method: str) -> str:
     """What the paper's table says, "-" where it has no such cell."""
     cells = PAPER[target].get(method, "").split(", ")
-    return dict(zip(TARGETS[target].envs, cells, strict=False)).get(env, "-") or "-"
+    return dict(zip(TARGETS[target][0], cells, strict=False)).get(env, "-") or "-"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -209,38 +200,26 @@ def paper_value(target: str, env: str, method: str) -> str:
 @dataclass
 class Args:
     target: tyro.conf.Positional[Literal["figure1", "table1", "table2", "figure3", "robustness", "readme"]]
-    """which runs to do and draw; robustness: those that choose a learning rate, alone, return against rate;
-    readme: none, it makes the tables of README.md and docs/, and pictures/, from the rows in results/"""
-    list: bool = False
-    """whether to print the commands and what they cost, and run nothing"""
-    quick: bool = False
-    """whether to do a small cut of figure1 or table1, on Grid-World, at the learning rates that results/ chose"""
-    envs: tuple[str, ...] = ()
-    """environments instead of the target's own"""
+    """which runs to do and draw; robustness: only the runs that choose a learning rate, return against rate;
+    readme: none, it makes the tables of README.md and docs/, and the pictures, from the rows in results/"""
+    list: bool = False  # print the commands and what they cost, and run nothing
+    quick: bool = False  # a small cut of figure1 or table1: Grid-World, at the learning rates that results/ chose
+    envs: tuple[str, ...] = ()  # environments instead of the target's own
     methods: tuple[str, ...] = ()
     """methods instead of the target's own; also film-normc, film, rl2-standard and rl2 for figure1 and table1"""
-    sizes: tuple[Literal["XS", "S", "M", "L", "XL", "XXL"], ...] = ()
-    """figure3: base networks instead of all six"""
-    seeds: tuple[int, ...] = ()
-    """seeds instead of the paper's 1 to 5 (Pick-Place 10, ML10 3), or of --quick's 1 and 2"""
-    total_timesteps: float | None = None
-    """frames of every run instead of the preset's; 2e6 is understood"""
+    sizes: tuple[Literal["XS", "S", "M", "L", "XL", "XXL"], ...] = ()  # figure3: base networks instead of all six
+    seeds: tuple[int, ...] = ()  # instead of the paper's 1 to 5 (Pick-Place 10, ML10 3), or of --quick's 1 and 2
+    total_timesteps: float | None = None  # frames of every run instead of the preset's; 2e6 is understood
     learning_rates: tuple[float, ...] = ()
     """learning rates of which seeds 11 and 12 choose one for every environment and method (none: the preset's)"""
-    tuning_timesteps: float = 6e5
-    """frames of the runs that choose the learning rate"""
-    executor: Literal["auto", "ray", "local"] = "auto"
-    """Ray, or processes of this machine; auto takes Ray where it is installed"""
+    tuning_timesteps: float = 6e5  # frames of the runs that choose the learning rate
+    executor: Literal["auto", "ray", "local"] = "auto"  # Ray, or processes of this machine; auto: Ray if installed
     address: str | None = None
     """an existing Ray cluster to join, for example auto or 10.0.0.1:6379; its nodes must share this folder"""
-    workers: int = 0
-    """runs side by side on this machine, each on one thread (0: one per core)"""
-    retries: int = 2
-    """how often a run that fails, or whose node dies, is taken up again from its checkpoint"""
-    runs_dir: str = "runs/reproduce"
-    """the folder of the runs' folders; on a cluster a path that all nodes share"""
-    results_dir: str = "results"
-    """where rows, tables and figures go"""
+    workers: int = 0  # runs side by side on this machine, each on one thread (0: one per core)
+    retries: int = 2  # how often a run that fails, or whose node dies, is taken up again from its checkpoint
+    runs_dir: str = "runs/reproduce"  # the folder of the runs' folders; on a cluster a path that all nodes share
+    results_dir: str = "results"  # where rows, tables and figures go
 
 
 def fail(sentence: str) -> NoReturn:
@@ -251,17 +230,13 @@ def fail(sentence: str) -> NoReturn:
 
 def check_args(args: Args) -> None:
     """Refuses what the target does not have."""
-    target = QUICK if args.quick else TARGETS[args.target]
+    name = f"{args.target}{' --quick' if args.quick else ''}"
+    _, _, envs, methods = QUICK if args.quick else TARGETS[args.target]
     if args.quick and args.target not in ("figure1", "table1"):
         fail("--quick is a cut of figure1 and table1: cut others by --envs, --methods, --seeds and --total-timesteps.")
-    name = f"{args.target}{' --quick' if args.quick else ''}"
-    for flag, values, known in (
-        ("--envs", args.envs, target.all_envs),
-        ("--methods", args.methods, target.all_methods),
-    ):
-        for value in values:
-            if value not in known:
-                fail(f"{name} has no {flag} {value}: choose from {', '.join(known)}.")
+    for flag, values, known in (("--envs", args.envs, envs), ("--methods", args.methods, methods)):
+        if unknown := [value for value in values if value not in known]:
+            fail(f"{name} has no {flag} {unknown[0]}: choose from {', '.join(known)}.")
     for flag, count in (("--total-timesteps", args.total_timesteps), ("--tuning-timesteps", args.tuning_timesteps)):
         if count is not None and not (count.is_integer() and count > 0):
             fail(f"{flag} {count} is not a whole number of frames: write it like 2000000 or 2e6.")
@@ -282,15 +257,14 @@ def check_args(args: Args) -> None:
 def make_runs(args: Args) -> list[Run]:
     """The reported runs of the target at the presets' learning rates, seed by seed so that all cells fill evenly."""
     check_args(args)
-    target = QUICK if args.quick else TARGETS[args.target]
-    envs = args.envs or target.envs
-    runs = []
+    own_envs, own_methods, _, _ = QUICK if args.quick else TARGETS[args.target]
+    envs, runs = args.envs or own_envs, []
     for seed in args.seeds or range(1, 11):
         for env in envs:
             if not args.seeds and seed > (QUICK_SEEDS if args.quick else SEEDS.get(env, 5)):
                 continue
             frames = int(args.total_timesteps or (QUICK_FRAMES if args.quick else PRESETS[env][0]))
-            for method in args.methods or target.methods:
+            for method in args.methods or own_methods:
                 if args.target != "table2" or paper_value("table2", env, method) != "-":  # else no cell of the paper
                     sizes = (args.sizes or tuple(SIZES)) if args.target == "figure3" else (None,)
                     runs += [Run(env, method, seed, frames, size) for size in sizes]
@@ -349,17 +323,14 @@ def speed(run: Run) -> float | None:
 
 def print_list(runs: Sequence[Run], args: Args) -> None:
     """Every command with its cost; then the sum."""
-    hours, unknown = 0.0, 0
-    for run in runs:
-        rate = speed(run)
-        cost = f"{run.frames / rate / 3600:8.2f} h" if rate else "       ? h"
-        hours += run.frames / rate / 3600 if rate else 0
-        unknown += rate is None
+    costs = [run.frames / rate / 3600 if (rate := speed(run)) else None for run in runs]  # hours
+    for run, cost in zip(runs, costs, strict=True):
         end = "  done" if find_result(Path(args.runs_dir) / run.name) else ""
         if args.learning_rates and not run.learning_rate:
             end = " --learning-rate (chosen by the tuning runs)"
-        print(f"{run.frames:12,} frames {cost}  python {shlex.join(run.command)}{end}")
-    cores = args.workers or CORES
+        text = "?" if cost is None else f"{cost:.2f}"
+        print(f"{run.frames:12,} frames {text:>8} h  python {shlex.join(run.command)}{end}")
+    hours, cores, unknown = sum(filter(None, costs)), args.workers or CORES, costs.count(None)
     print(
         f"{len(runs)} runs, {sum(run.frames for run in runs):,} frames: {hours:,.2f} hours one after the other, "
         f"{hours / cores:,.2f} hours {cores} side by side, evaluations apart"
@@ -416,14 +387,6 @@ def command_line(run: Run, folder: Path) -> list[str]:
     return [*run.command, "--runs-dir", str(folder)]
 
 
-def try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-
-
 def execute(run: Run, folder: Path, stop_file: Path) -> dict[str, str] | None:
     """Does one run in its folder, from its last checkpoint if there is one, and returns its row. Raises RunFailed.
 
@@ -433,7 +396,10 @@ def execute(run: Run, folder: Path, stop_file: Path) -> dict[str, str] | None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
-        while not try_lock(lock) and not stop_file.exists():
+        while not stop_file.exists():
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             time.sleep(0.5)
         if find_result(folder) is not None:
             return make_row(run, folder)
@@ -541,8 +507,8 @@ def run_of(row: dict[str, str]) -> Run:
     return Run(row["env"], row["method"], seed, frames, *more)
 
 
-def read_rows(results_dir: Path) -> Rows:
-    """The last row of every run in results_dir/*.csv.
+def read_rows(results_dir: Path, without: Iterable[Run] = ()) -> Rows:
+    """The last row of every run in results_dir/*.csv, `without` some.
 
     Skips what a full disk left of a row, and rows of commands that are no longer a method's. Refuses other columns.
     """
@@ -556,7 +522,7 @@ def read_rows(results_dir: Path) -> Rows:
             if len(values) == len(COLUMNS):
                 row = dict(zip(COLUMNS, values, strict=True))
                 run = run_of(row)
-                if shlex.join(run.command) == row["command"]:
+                if shlex.join(run.command) == row["command"] and run not in without:
                     rows[run] = row
     return rows
 
@@ -581,18 +547,14 @@ def append_row(row: dict[str, str], results_dir: Path) -> None:
 # The sweep
 
 
-class Executor(NamedTuple):
-    """submit(run, folder, stop_file) gives the Future of `execute`; slots() is how many go side by side."""
-
-    name: str
-    submit: Callable[[Run, Path, Path], Future]
-    slots: Callable[[], int]
+# (its name, submit(run, folder, stop_file), which gives the Future of `execute`, slots(): how many go side by side)
+Executor = tuple[str, Callable[[Run, Path, Path], Future], Callable[[], int]]
 
 
 def local_executor(workers: int) -> Executor:
     """Processes of this machine, each watched by a thread."""
     pool = ThreadPoolExecutor(workers)
-    return Executor(f"{workers} processes", partial(pool.submit, execute), lambda: workers)
+    return f"{workers} processes", partial(pool.submit, execute), lambda: workers
 
 
 def ray_executor(workers: int, address: str | None) -> Executor:
@@ -610,11 +572,8 @@ def ray_executor(workers: int, address: str | None) -> Executor:
         where = f"no Ray cluster answers at --address {address}" if address else "Ray does not start on this machine"
         fail(f"{where} ({error}): start one with `ray start --head`, or use --executor local.")
     task = ray.remote(num_cpus=1, max_retries=0)(execute)  # `sweep` itself submits again what was lost
-    return Executor(
-        name=f"Ray, {address or f'{workers} cores'}",
-        submit=lambda *arguments: task.remote(*arguments).future(),
-        slots=lambda: int(ray.cluster_resources().get("CPU", 0)),
-    )
+    name = f"Ray, {address or f'{workers} cores'}"
+    return name, lambda *of: task.remote(*of).future(), lambda: int(ray.cluster_resources().get("CPU", 0))
 
 
 @contextmanager
@@ -640,7 +599,7 @@ def sweep(runs: Sequence[Run], executor: Executor, args: Args, signals: Sequence
     What fails or loses its machine is submitted again, --retries times, and goes on from its checkpoint wherever it
     lands. As soon as there is one of `signals`, everything stops at a checkpoint.
     """
-    runs_dir, results_dir = Path(args.runs_dir).resolve(), Path(args.results_dir)
+    runs_dir, results_dir, (name, submit, slots) = Path(args.runs_dir).resolve(), Path(args.results_dir), executor
     folders = {run: runs_dir / run.name for run in runs}
     stop_file = runs_dir / f"stop-{os.getpid()}-{int(time.time())}"  # seen wherever the runs' folders are
     read_rows(results_dir)  # refuses a file that no row can be added to
@@ -656,8 +615,8 @@ def sweep(runs: Sequence[Run], executor: Executor, args: Args, signals: Sequence
 
     total = sum(run.frames for run in runs)
     bar = tqdm(total=total, initial=frames_done(), unit="frames", unit_scale=True, smoothing=0)
-    bar.write(f"{len(runs)} runs, {len(done)} of them done; {executor.name}; folders in {args.runs_dir}")
-    pending = {executor.submit(run, folders[run], stop_file): run for run in queued}
+    bar.write(f"{len(runs)} runs, {len(done)} of them done; {name}; folders in {args.runs_dir}")
+    pending = {submit(run, folders[run], stop_file): run for run in queued}
     try:
         while pending and not signals:
             for future in wait(pending, timeout=2, return_when=FIRST_COMPLETED).done:
@@ -674,12 +633,12 @@ def sweep(runs: Sequence[Run], executor: Executor, args: Args, signals: Sequence
                     attempts[run] += 1
                     first_line = str(error).partition("\n")[0]
                     bar.write(f"again: {run.name}: {type(error).__name__}: {first_line}")
-                    pending[executor.submit(run, folders[run], stop_file)] = run
+                    pending[submit(run, folders[run], stop_file)] = run
                 else:
                     failed[run] = f"{type(error).__name__}: {error}"
                     queued.remove(run)
                     bar.write(f"failed: {run.name}")
-            running = min(len(pending), executor.slots())
+            running = min(len(pending), slots())
             bar.set_postfix_str(f"{len(done)} runs done, {running} running, {len(failed)} failed", refresh=False)
             bar.n = frames_done()
             bar.refresh()
@@ -848,7 +807,7 @@ def make_rate_table(rows: Rows, tuning: Sequence[Run]) -> str:
 COLORS = dict(zip(METHODS, ("C7", "C3", "C1", "C6", "C2", "C4", "C0", "C8", "C5", "C9", "black", "navy"), strict=True))
 
 
-def rows_of(rows: Rows, runs: Sequence[Run], **fields: Any) -> list[dict[str, str]]:
+def rows_of(rows: Rows, runs: Iterable[Run], **fields: Any) -> list[dict[str, str]]:
     """The rows of those runs whose fields have these values."""
     chosen = [run for run in runs if all(getattr(run, name) == value for name, value in fields.items())]
     return [rows[run] for run in chosen if run in rows]
@@ -861,97 +820,86 @@ def mean_curve(rows: Sequence[dict[str, str]]) -> np.ndarray:
     return np.array([(step, *mean_and_stderr([curve[step] for curve in curves])) for step in frames])
 
 
-def new_figure(panels: int) -> tuple[Any, list[Any]]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.hashsalt": "", "svg.fonttype": "none"})  # the same rows give the same file
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, panels, figsize=(5.5 * panels, 4), layout="constrained", squeeze=False)
-    return figure, list(axes[0])
-
-
 def save(figure: Any, path: Path) -> None:
     """Writes path.png and path.svg."""
     figure.savefig(path.with_suffix(".png"), dpi=100, metadata={"Software": None})
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
-def draw_curves(rows: Rows, runs: Sequence[Run], path: Path) -> None:
-    """Figure 1: return against frames, mean and standard error over seeds, a panel per environment."""
-    envs = [env for env in TABLE1 if rows_of(rows, runs, env=env)]
-    figure, axes = new_figure(len(envs))
-    for axis, env in zip(axes, envs, strict=True):
-        for method in METHODS:
-            if not (of_method := rows_of(rows, runs, env=env, method=method)):
-                continue
-            frames, mean, stderr = mean_curve(of_method).T
-            label = f"{METHODS[method][0]} ({len(of_method)} seed{'s' if len(of_method) > 1 else ''})"
-            axis.plot(frames, mean, marker="o" * (len(frames) < 9), color=COLORS[method], label=label)
-            if len(of_method) > 1:
-                axis.fill_between(frames, mean - stderr, mean + stderr, color=COLORS[method], alpha=0.2, lw=0)
-        if env == "Grid-World":
-            axis.axhline(BAYES_OPTIMAL, color="black", ls=":", lw=1)
-            axis.text(0, BAYES_OPTIMAL, f" Bayes-optimal {BAYES_OPTIMAL:.2f}", va="bottom", fontsize=8)
-            axis.set_ylim(top=BAYES_OPTIMAL + 4)
-        axis.set(title=env, xlabel="frames", ylabel="return of a meta-episode", xlim=(0, None))
-        axis.legend(fontsize=8)
-    save(figure, path)
+def draw_curves(axis: Any, rows: Rows, env: str) -> None:
+    """Figure 1: return against frames, mean and standard error over seeds."""
+    for method in [method for method in METHODS if rows_of(rows, rows, method=method)]:
+        of_method = rows_of(rows, rows, method=method)
+        frames, mean, stderr = mean_curve(of_method).T
+        label = f"{METHODS[method][0]} ({len(of_method)} seed{'s' if len(of_method) > 1 else ''})"
+        axis.plot(frames, mean, marker="o" * (len(frames) < 9), color=COLORS[method], label=label)
+        if len(of_method) > 1:
+            axis.fill_between(frames, mean - stderr, mean + stderr, color=COLORS[method], alpha=0.2, lw=0)
+    if env == "Grid-World":
+        axis.axhline(BAYES_OPTIMAL, color="black", ls=":", lw=1)
+        axis.text(0, BAYES_OPTIMAL, f" Bayes-optimal {BAYES_OPTIMAL:.2f}", va="bottom", fontsize=8)
+        axis.set_ylim(top=BAYES_OPTIMAL + 4)
+    axis.set(xlabel="frames", ylabel="return of a meta-episode", xlim=(0, None))
 
 
-def draw_sizes(rows: Rows, runs: Sequence[Run], path: Path) -> None:
-    """Figure 3: return at the end against parameters of the base network (left) and of the whole model (right)."""
-    panels = [
-        (env, *of)
-        for env in TABLE1
-        if rows_of(rows, runs, env=env)
-        for of in (("base_parameters", "base network"), ("parameters", "whole model"))
-    ]
-    figure, axes = new_figure(len(panels))
-    for axis, (env, column, name) in zip(axes, panels, strict=True):
-        for method in [method for method in METHODS if rows_of(rows, runs, env=env, method=method)]:
-            by_size = {size: rows_of(rows, runs, env=env, method=method, size=size) for size in SIZES}
-            by_size = {size: of_size for size, of_size in by_size.items() if of_size}
-            x = [int(of_size[0][column]) for of_size in by_size.values()]
-            returns = [[float(row["return"]) for row in of_size] for of_size in by_size.values()]
-            mean, stderr = np.nan_to_num([mean_and_stderr(values) for values in returns]).T
-            axis.errorbar(x, mean, stderr, fmt="o-", capsize=3, color=COLORS[method], label=METHODS[method][0])
-            for size, values, *at in zip(by_size, returns, x, mean, strict=True):
-                label = f"{size}{'' if len(values) > 1 else ' (1 seed)'}"
-                axis.annotate(label, at, (4, 4), textcoords="offset points", fontsize=8)
-        axis.margins(x=0.2)  # for the labels
-        axis.set(xscale="log", title=env, xlabel=f"parameters of the {name}", ylabel="return of a meta-episode")
-        axis.legend(fontsize=8)
-    save(figure, path)
+def draw_sizes(axis: Any, rows: Rows, env: str, column: str) -> None:
+    """Figure 3: return against the parameters in `column`, mean and standard error over seeds."""
+    for method in [method for method in METHODS if rows_of(rows, rows, method=method)]:
+        by_size = {size: of for size in SIZES if (of := rows_of(rows, rows, method=method, size=size))}
+        x = [int(of[0][column]) for of in by_size.values()]
+        returns = [[float(row["return"]) for row in of] for of in by_size.values()]
+        mean, stderr = np.nan_to_num([mean_and_stderr(values) for values in returns]).T
+        axis.errorbar(x, mean, stderr, fmt="o-", capsize=3, color=COLORS[method], label=METHODS[method][0])
+        for size, values, *at in zip(by_size, returns, x, mean, strict=True):
+            label = f"{size}{'' if len(values) > 1 else ' (1 seed)'}"
+            axis.annotate(label, at, (4, 4), textcoords="offset points", fontsize=8)
+    axis.margins(x=0.2)  # for the labels
+    axis.set(xscale="log", ylabel="return of a meta-episode")
+    axis.set_xlabel(f"parameters of the {'base network' if column == 'base_parameters' else 'whole model'}")
 
 
-def draw_rates(rows: Rows, runs: Sequence[Run], path: Path) -> None:
+def draw_rates(axis: Any, rows: Rows, env: str) -> None:
     """Robustness: area under the curve against learning rate, the tuning seeds' mean (line) and each of them (dots)."""
-    areas = areas_by_rate(rows, runs)
-    envs = list(dict.fromkeys(env for env, *_ in areas))
-    figure, axes = new_figure(len(envs))
-    for axis, env in zip(axes, envs, strict=True):
-        of_env = {method: by_rate for (of, method, _), by_rate in areas.items() if of == env}
-        for method, by_rate in of_env.items():
-            points = np.array(list(by_rate.values()))  # [rates, seeds]
-            axis.plot(list(by_rate), points.mean(1), color=COLORS[method], label=METHODS[method][0])
-            axis.plot(list(by_rate), points, "o", ms=4, color=COLORS[method])
-        rates = sorted({rate for by_rate in of_env.values() for rate in by_rate})
-        axis.set(xscale="log", title=env, xlabel="learning rate", ylabel="mean return over training")
-        axis.set_xticks(rates, [short(rate) for rate in rates])
-        axis.minorticks_off()
+    for (_, method, _), by_rate in areas_by_rate(rows, list(rows)).items():
+        points = np.array(list(by_rate.values()))  # [rates, seeds]
+        axis.plot(list(by_rate), points.mean(1), color=COLORS[method], label=METHODS[method][0])
+        axis.plot(list(by_rate), points, "o", ms=4, color=COLORS[method])
+    rates = sorted({run.learning_rate for run in rows})
+    axis.set(xscale="log", xlabel="learning rate", ylabel="mean return over training")
+    axis.set_xticks(rates, [short(rate) for rate in rates])
+    axis.minorticks_off()
+
+
+FIGURES = {  # what draws a panel of an environment; what else the panels differ in
+    "figure1": (draw_curves, [()]),
+    "figure3": (draw_sizes, [("base_parameters",), ("parameters",)]),
+    "robustness": (draw_rates, [()]),
+}
+
+
+def draw_figure(target: str, rows: Rows, path: Path) -> None:
+    """The target's panels, side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "", "svg.fonttype": "none"})  # the same rows give the same file
+    import matplotlib.pyplot as plt
+
+    draw_panel, more = FIGURES[target]
+    panels = [(env, of) for env in PRESETS if rows_of(rows, rows, env=env) for of in more]
+    size = (5.5 * len(panels), 4)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    for axis, (env, of) in zip(axes[0], panels, strict=True):
+        axis.set_title(env)
+        draw_panel(axis, {run: row for run, row in rows.items() if run.env == env}, env, *of)
         axis.legend(fontsize=8)
     save(figure, path)
-
-
-FIGURES = {"figure1": draw_curves, "figure3": draw_sizes, "robustness": draw_rates}
 
 
 def draw(target: str, rows: Rows, runs: Sequence[Run], path: Path) -> list[Path]:
     """Makes the target's files, `path` with other suffixes, from the rows of its runs; returns them."""
     if target in FIGURES:
-        FIGURES[target](rows, runs, path)
+        draw_figure(target, {run: rows[run] for run in runs if run in rows}, path)
         return [path.with_suffix(".png"), path.with_suffix(".svg")]
     text = "\n\n".join(filter(None, (make_table(rows, runs, target), make_comparison_table(rows, {target: runs}))))
     print(text)
@@ -987,17 +935,17 @@ def kept_runs(rows: Rows, target: str) -> list[Run]:
 
     It is the one with most cells (methods, or sizes of them) that have seeds enough to test, then with most cells, then
     the largest. Learning rates are the chosen ones, the presets' where none was. Figure 1 has the paper's methods,
-    tables also those beside them.
+    tables also those beside them; robustness has the tuning runs.
     """
-    envs, methods = TARGETS[target].all_envs, TARGETS[target].all_methods
-    methods = TARGETS[target].methods if target == "figure1" else methods
-    rates = choose_rates(areas_by_rate(rows, kept_tuning(rows)))
-    runs = []
-    for run in rows:
-        of_target = run.env in envs and run.method in methods and bool(run.size) == (target == "figure3")
-        of_rate = run.learning_rate == rates.get(run.cell) and not run.eval_interval
-        if of_target and of_rate and run.seed not in UNREPORTED:
-            runs.append(run)
+    tuning = kept_tuning(rows)
+    if target == "robustness":
+        return [run for run in tuning if not run.size]
+    _, methods, envs, beside = TARGETS[target]
+    methods = methods if target == "figure1" else beside
+    rates = choose_rates(areas_by_rate(rows, tuning))
+    reported = [run for run in rows if run.seed not in UNREPORTED and run.learning_rate == rates.get(run.cell)]
+    reported = [run for run in reported if bool(run.size) == (target == "figure3") and not run.eval_interval]
+    runs = [run for run in reported if run.env in envs and run.method in methods]
     seeds = Counter((run.env, run.frames, run.method, run.size) for run in runs)
 
     def worth(env: str, frames: int) -> tuple[int, int, int]:
@@ -1069,13 +1017,8 @@ def make_readme(results_dir: Path) -> None:
     for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))):
         page.write_text(fill_blocks(page.read_text(), blocks))
     for target in FIGURES:
-        if runs := kept_for_picture(rows, target):
+        if runs := kept_runs(rows, target):
             print("drawn:", *draw(target, rows, runs, ROOT / "pictures" / target))
-
-
-def kept_for_picture(rows: Rows, target: str) -> list[Run]:
-    """The runs that a picture of the README shows."""
-    return [r for r in kept_tuning(rows) if not r.size] if target == "robustness" else kept_runs(rows, target)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1095,11 +1038,6 @@ def make_executor(args: Args) -> Executor:
         fail(f"cannot make {error.filename} ({error.strerror}): choose another --runs-dir or --results-dir.")
     workers = args.workers or CORES
     return ray_executor(workers, args.address) if with_ray else local_executor(workers)
-
-
-def finished_rows(args: Args, failed: dict[Run, str]) -> Rows:
-    """The rows without those that an earlier sweep made of the runs that failed now."""
-    return {run: row for run, row in read_rows(Path(args.results_dir)).items() if run not in failed}
 
 
 def print_choice(rows: Rows, tuning: Sequence[Run]) -> None:
@@ -1136,7 +1074,7 @@ def main(args: Args) -> None:
     with watching_signals() as signals:
         if tuning:
             failed = sweep(tuning, executor, args, signals)
-            rows = finished_rows(args, failed)
+            rows = read_rows(Path(args.results_dir), without=failed)
             print_choice(rows, tuning)
             rates = choose_rates(areas_by_rate(rows, tuning))
             unknown = list(dict.fromkeys(run.cell for run in runs if run.cell not in rates))
@@ -1146,7 +1084,7 @@ def main(args: Args) -> None:
         else:
             runs = with_rates(runs, rates)
             failed |= sweep(runs, executor, args, signals)
-    rows = finished_rows(args, failed)
+    rows = read_rows(Path(args.results_dir), without=failed)
     if finished := rows_of(rows, runs):
         files = draw(args.target, rows, runs, results_dir / f"{args.target}{'-quick' if args.quick else ''}")
         print("drawn:", *files, f"({len(finished)} of {len(runs)} runs)")
