@@ -121,8 +121,6 @@ SIZE_SPEED = {  # of Figure 3, in the order of SIZES
     "Walker": {"hyper": (5370, 4910, 4130, 3040, 2050, 350), "standard": (7820, 7400, 7300, 7180, 6200, 2530)},
     "Grid-World": {"hyper": (6270, 4490, 2980, 1540), "standard": (12_300, 11_100, 10_300, 9450)},
 }
-
-
 TABLE1 = ("Grid-World", "Cheetah-Dir", "Walker", "Ant-Dir", "Humanoid")
 TABLE2 = ("Pick-Place", "ML10")
 FIGURE1 = ("standard", "kaiming", "hfi", "bias")
@@ -185,6 +183,7 @@ class Run:
 
 Rows = dict[Run, dict[str, str]]  # what is known of finished runs
 Areas = dict[tuple, dict[float, list[float]]]  # of a cell and learning rate, by tuning seed
+Cells = dict[tuple[str, str], list[float]]  # what a table shows of an environment and method, by seed
 
 
 def paper_value(target: str, env: str, method: str) -> str:
@@ -301,10 +300,7 @@ def areas_by_rate(rows: Rows, tuning: Sequence[Run]) -> Areas:
 
 def choose_rates(areas: Areas) -> dict[tuple, float]:
     """For every cell the rate with the largest area, mean over the tuning seeds; of equal ones the smallest."""
-    return {
-        cell: min(by_rate, key=lambda rate, by_rate=by_rate: (-np.mean(by_rate[rate]), rate))
-        for cell, by_rate in areas.items()
-    }
+    return {cell: min(by_rate, key=lambda r, of=by_rate: (-np.mean(of[r]), r)) for cell, by_rate in areas.items()}
 
 
 def with_rates(runs: Sequence[Run], rates: dict[tuple, float]) -> list[Run]:
@@ -502,9 +498,8 @@ def run_of(row: dict[str, str]) -> Run:
     flags = row["command"].split()
     values = dict(zip(flags, flags[1:], strict=False))
     every, rate = values.get("--eval-interval"), values.get("--learning-rate")
-    seed, frames = int(values["--seed"]), int(values["--total-timesteps"])
-    more = row["size"] or None, every and int(every), rate and float(rate)
-    return Run(row["env"], row["method"], seed, frames, *more)
+    counts = int(values["--seed"]), int(values["--total-timesteps"])
+    return Run(row["env"], row["method"], *counts, row["size"] or None, every and int(every), rate and float(rate))
 
 
 def read_rows(results_dir: Path, without: Iterable[Run] = ()) -> Rows:
@@ -725,19 +720,19 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]], left: int = 
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
 
 
-def table_cells(rows: Rows, runs: Sequence[Run], target: str) -> dict[tuple[str, str], list[float]]:
+def table_cells(rows: Rows, runs: Sequence[Run], target: str) -> Cells:
     """By environment and method, the return of every run, or in Table 2 the success in % on test tasks, last episode.
 
     The return is the mean over the last tenth of training, the success that of the last evaluation alone.
     """
-    cells: dict[tuple[str, str], list[float]] = {}
+    cells: Cells = {}
     for run in [run for run in runs if run in rows]:
         value = json.loads(rows[run]["test_success"])[-1] if target == "table2" else float(rows[run]["return"])
         cells.setdefault((run.env, run.method), []).append(value)
     return cells
 
 
-def compare_cells(cells: dict[tuple[str, str], list[float]], target: str) -> list[Comparison]:
+def compare_cells(cells: Cells, target: str) -> list[Comparison]:
     """As in the paper: within an environment, the methods that it compares, of one script."""
     groups: dict[tuple[str, str], dict[str, list[float]]] = {}
     for (env, method), values in cells.items():
@@ -1045,12 +1040,10 @@ def print_choice(rows: Rows, tuning: Sequence[Run]) -> None:
     print(make_rate_table(rows, tuning))
     areas = areas_by_rate(rows, tuning)
     for cell, rate in choose_rates(areas).items():
-        if rate in (min(areas[cell]), max(areas[cell])) and len(areas[cell]) > 1:
-            end = "smallest" if rate == min(areas[cell]) else "largest"
-            print(
-                f"note: {' '.join(filter(None, cell))} learns best at the {end} rate, {short(rate)}: "
-                "the best may lie outside of --learning-rates."
-            )
+        end = {min(areas[cell]): "smallest", max(areas[cell]): "largest"}.get(rate)
+        if end and len(areas[cell]) > 1:
+            name = f"{' '.join(filter(None, cell))} learns best at the {end} rate, {short(rate)}"
+            print(f"note: {name}: the best may lie outside of --learning-rates.")
 
 
 def main(args: Args) -> None:

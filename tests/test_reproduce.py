@@ -570,13 +570,17 @@ def test_the_last_tenth_is_reported():
 
 
 TUNED_SCRIPT = """
-import json, pathlib, sys
+import json, os, pathlib, signal, sys
 flags = dict(zip(sys.argv, sys.argv[1:]))
 home, rate, seed = pathlib.Path(__file__).parent, flags.get("--learning-rate"), flags["--seed"]
 method = "A" if "A" in flags else "B"
 print(rate, seed, method, file=open(home / "starts", "a"))
 if (home / "broken").exists() and (home / "broken").read_text() in f"{method} {rate} {seed}":
     raise SystemExit(2)
+if (home / "interrupted").exists() and (home / "interrupted").read_text() == f"{method} {rate} {seed}":
+    (home / "interrupted").unlink()
+    os.kill(os.getppid(), signal.SIGINT)
+    raise SystemExit(1)
 folder, frames = pathlib.Path(flags["--runs-dir"]) / "x__1", int(flags["--total-timesteps"])
 folder.mkdir()
 value = {"A 3e-4": 3, "A 7e-4": 5, "A 2e-3": 4, "B 3e-4": 2, "B 7e-4": 1, "B 2e-3": 1}.get(f"{method} {rate}", 0)
@@ -653,6 +657,27 @@ def test_a_failed_tuning_run_leaves_its_method_out(tuned, tmp_path, capsys):
     reproduce.main(args)
     first, *others = started()
     assert first == "2e-3 12 A" and sorted(others) == CHOSEN[:2]
+
+
+@pytest.mark.parametrize("where", ["A 3e-4 11", "B 2e-3 12", "A 7e-4 2"])
+def test_interrupted_in_either_phase_it_goes_on(where, tuned, tmp_path, capsys):
+    """What was chosen from is whole before anything is reported, and nothing that has finished is done again."""
+    args, started = tuned
+    (tmp_path / "interrupted").write_text(where)
+    with pytest.raises(SystemExit) as exit_:
+        reproduce.main(args)
+    assert exit_.value.code == 128 + signal.SIGINT
+    assert "the same command goes on from there." in capsys.readouterr().err
+    before = started()
+    assert where.endswith(" 2") or not set(before) & set(CHOSEN)
+    done = set()
+    for path in Path(args.runs_dir).glob("*/*/result.json"):
+        _, method, seed, *_, rate = path.parts[-3].split("__")
+        done.add(f"{rate.removeprefix('lr-')} {seed} {'A' if method == 'standard' else 'B'}")
+    reproduce.main(args)
+    again = started()
+    assert len(again) + len(done) == 16 and {*again, *done} == {*TRIED, *CHOSEN}
+    assert len(reproduce.read_rows(Path(args.results_dir))) == 16
 
 
 def test_robustness_then_the_reported_runs(tuned, capsys):
