@@ -1,4 +1,4 @@
-"""Where the time goes: `python tests/bench.py` prints the README's tables, `python tests/bench.py physics` one of them.
+"""Where the time goes: `python tests/bench.py` prints the tables of docs/speed.md, `... bench.py physics` one of them.
 
 Parts: `train` (frames/s end to end and their split), `growth` (the same with more environments, embedding features and
 larger base networks), `physics` (environment steps against raw mj_step and Gymnasium's SyncVectorEnv), `layer` (the

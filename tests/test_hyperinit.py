@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from hyperinit import FilmLinear, HyperLinear, init_film_linear_, init_hyper_linear_, normc_
+from hyperinit import (
+    FILM_SCHEMES,
+    HYPER_SCHEMES,
+    FilmLinear,
+    HyperLinear,
+    init_film_linear_,
+    init_hyper_linear_,
+    normc_,
+)
 
 torch.set_num_threads(1)  # the tensors here are too small for more
 
@@ -395,13 +403,13 @@ def test_film_default_schemes(scheme, variance):
             HyperLinear,
             lambda layer, scheme: init_hyper_linear_(layer, scheme, nn.init.ones_, nn.init.ones_, GAIN),
             ["xavier", ""],
-            ["bias", "weight", "hfi", "hfo", "kaiming", "normc", "orthogonal"],
+            list(HYPER_SCHEMES),
         ),
         (
             FilmLinear,
             lambda layer, scheme: init_film_linear_(layer, scheme, nn.init.ones_),
             ["xavier", "", "weight", "hfi", "hfo"],
-            ["bias", "kaiming", "normc", "orthogonal"],
+            list(FILM_SCHEMES),
         ),
     ],
 )

@@ -1116,6 +1116,7 @@ def test_rows_with_other_evaluations_are_not_taken_for_the_presets():
     assert reproduce.kept_runs(rows, "figure1") == []
 
 
+@pytest.mark.docs
 def test_readme_and_docs_are_made_from_the_kept_rows():
     """Every generated part stands somewhere, and as it is generated."""
     blocks = reproduce.readme_blocks(reproduce.read_rows(ROOT / "results"))
@@ -1184,6 +1185,7 @@ def test_rows_of_earlier_defaults_are_kept_apart():
     assert not {row["started"] for row in today.values()} & {row["started"] for row in earlier}
 
 
+@pytest.mark.docs
 @pytest.mark.parametrize("target", reproduce.FIGURES)
 def test_pictures_are_made_from_the_kept_rows(target, tmp_path):
     """And there is none without rows, in the folder or in the README."""

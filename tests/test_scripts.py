@@ -981,6 +981,7 @@ def documentation():
     return "\n".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
 
 
+@pytest.mark.docs
 @pytest.mark.slow
 def test_readme_lists_the_tags(probe, tmp_path):
     """Every tag that is logged, and no other."""
@@ -994,6 +995,7 @@ def test_readme_lists_the_tags(probe, tmp_path):
     assert logged == listed
 
 
+@pytest.mark.docs
 def test_readme_names_only_flags_that_exist():
     readme = documentation()
     flags = set(re.findall(r"(--[a-z][a-z-]+)", readme)) - {"--logdir", "--dist", "--help"}
@@ -1004,6 +1006,7 @@ def test_readme_names_only_flags_that_exist():
     assert {re.sub("^--no-", "--", flag) for flag in flags} <= fields
 
 
+@pytest.mark.docs
 def test_readme_gives_the_results_that_are_kept():
     """Returns by seed and their mean, against results/*.json, for every row and for every file."""
     rows = re.findall(

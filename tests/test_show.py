@@ -711,6 +711,7 @@ def test_scale_under_kaiming():
     assert np.mean(squares) == pytest.approx((64 + 1) * 25 / 9 * length / 10, rel=0.15)
 
 
+@pytest.mark.docs
 @pytest.mark.slow
 def test_table_and_picture(tmp_path):
     """Kaiming and normc saturate, Weight-HyperInit, HFI and HFO hold; the README's picture is this one."""
