@@ -42,7 +42,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import repeat
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_type_hints
 
 if __name__ == "__main__":
     os.environ["MUJOCO_GL"] = "disable"  # training draws nothing: MuJoCo need not load OpenGL
@@ -76,7 +76,7 @@ class RunArgs:
     base_init: Literal["normc", "orthogonal", "kaiming"] = "normc"
     """f, the base network's own initialisation, which Bias- and Weight-HyperInit draw from"""
     seed: int = 1  # seeds all randomness; on one CPU the same seed gives the same run, bit for bit
-    total_timesteps: WholeNumber = 4_000_000  # frames (steps of all environments) to train for; 2e6 works too
+    total_timesteps: int = 4_000_000  # frames (steps of all environments) to train for; 2e6 works too
     exp_name: str = ""  # added to the run folder's name, to tell runs apart that differ in other flags
     runs_dir: str = "runs"  # folder that holds the run folders
     resume: str | None = None  # a run folder to continue; only flags that do not affect the results may change
@@ -1226,27 +1226,6 @@ def make_args(env: str = "Grid-World", **changes: Any) -> Args:
     return Args(env=env, **PRESETS[env] | changes)
 
 
-def parse_whole_number(words: list[str]) -> int:
-    """An int from `2000000` or `2e6`. Raises ValueError, which tyro reports, for anything else."""
-    with suppress(ValueError, OverflowError):
-        value = float(words[0])
-        if value == int(value):
-            return int(value)
-    raise ValueError(f"{words[0]!r} is not a whole number; write it like 2000000 or 2e6.")
-
-
-WholeNumber = Annotated[  # an int that may also be written 2e6
-    int,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="INT",
-        instance_from_str=parse_whole_number,
-        is_instance=lambda value: isinstance(value, int),
-        str_from_instance=lambda value: [str(value)],
-    ),
-]
-
-
 def fail(sentence: str) -> NoReturn:
     """Ends the program with one sentence on stderr and exit status 2."""
     print(f"error: {sentence}", file=sys.stderr)
@@ -1257,12 +1236,22 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def plain_number(word: str) -> str:
+    """`2e6` as `2000000`, which int() takes; any other word of the command line as it is."""
+    name, equals, value = word.rpartition("=")
+    with suppress(ValueError, OverflowError):
+        if "e" in value.lower() and float(value) == int(float(value)):
+            return f"{name}{equals}{int(float(value))}"
+    return word
+
+
 def parse_args(argv: Sequence[str] | None = None) -> Args:
     """Args from the command line (default sys.argv): the flags given, over the preset of --env, over the defaults.
 
     With --resume or --evaluate the saved run's arguments take the preset's place; a flag that contradicts them ends the
     program with a sentence, unless it may change.
     """
+    argv = [plain_number(word) for word in (sys.argv[1:] if argv is None else argv)]
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # what the other flags' defaults depend on
     for name in ("env", "resume", "evaluate"):
         early.add_argument(flag(name), nargs="?")
@@ -1437,7 +1426,7 @@ class Run:
             except BaseException:
                 self.lock.close()  # so that a notebook may try again
                 raise
-        self.resumed_at, self.started = self.seconds, time.monotonic()
+        self.first_iteration, self.resumed_at, self.started = self.iteration, self.seconds, time.monotonic()
         if args.track:
             start_tracking(args, self.folder)
         # Points after the checkpoint are written again, also those of an evaluation right after it.
@@ -1575,8 +1564,8 @@ class Run:
 
     def evaluate(self, agent: Agent, envs: MetaEpisodes) -> None:
         """Evaluates the agent and logs that, if it is due: every --eval-interval iterations, and at the end."""
-        if self.iteration == 0 and self.args.checkpoint_interval:
-            self.save_checkpoint()  # from here on the run can be resumed
+        if self.iteration == self.first_iteration and self.args.checkpoint_interval:
+            self.save_checkpoint()  # from here on the run can be resumed, with these arguments
         interval, last = self.args.eval_interval, self.iteration == self.num_iterations
         done = self.eval_history and self.eval_history[-1][0] == self.global_step
         if done or not (last or (interval and self.iteration % interval == 0)):
@@ -1595,7 +1584,11 @@ class Run:
         for group, summary in self.evaluations.items():
             self.log({f"{group}/{name}": value["mean"] for name, value in summary.items()})
         self.eval_history.append((self.global_step, self.evaluations["eval"]["meta_episodic_return"]["mean"]))
-        self.bar.write(f"{self.global_step:,} frames: {format_evaluations(self.evaluations)}")
+        try:
+            self.bar.write(f"{self.global_step:,} frames: {format_evaluations(self.evaluations)}")
+        except BrokenPipeError:  # the reader of the output has gone: stop at a checkpoint, as for a signal
+            drop_output()
+            self.signals.append(signal.SIGPIPE)
 
     def log(self, scalars: dict[str, float]) -> None:
         for name, value in scalars.items():
@@ -1662,6 +1655,11 @@ class Run:
             print(f"      python {self.script}.py --evaluate {folder}")
 
 
+def drop_output() -> None:
+    """What is still printed goes nowhere: else Python complains about a broken pipe as it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def start_tracking(args: Args, folder: Path) -> None:
     """Weights & Biases receives what TensorBoard's writer is given from here on; a resumed run continues in its own."""
     import wandb
@@ -1681,7 +1679,7 @@ if __name__ == "__main__":
         print("\nstopped by Ctrl-C.", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:  # the reader of the output has gone, as in `--help | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it exits
+        drop_output()
         raise SystemExit(1) from None
     except OSError as error:  # a full disk, a folder that went away, a worker that died
         how = "once that is fixed, a run that has a checkpoint continues with --resume"

@@ -603,6 +603,40 @@ def test_second_signal_stops_at_once(script, tmp_path):
 
 
 @both_scripts
+def test_raised_budget_survives_a_kill(script, tmp_path):
+    """Also one before the first checkpoint that would be due."""
+    folder = train(script, tmp_path, iterations=3)
+
+    def attempt():
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(script, patch, 5, kill_me)
+            resume(script, folder, "--total-timesteps", str(4 * 37 * ITERATIONS))
+
+    assert forked(attempt, tmp_path / "stderr") == -signal.SIGKILL, (tmp_path / "stderr").read_text()
+    assert iteration_of(folder) == 3
+    resume(script, folder)
+    assert iteration_of(folder) == ITERATIONS
+
+
+@both_scripts
+def test_lost_output_leaves_a_checkpoint(script, tmp_path):
+    """As in `python varibad_hyper.py | head -5`."""
+    flags = [*flags_of(script, tmp_path, ["--eval-interval", "2"]), "--checkpoint-interval", "1000"]
+    process = subprocess.Popen(
+        [sys.executable, script.__file__, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not process.stdout.readline().startswith("0 frames"):
+        pass
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait() == 128 + signal.SIGPIPE, error
+    assert "stopped by SIGPIPE" in error and "Traceback" not in error and "BrokenPipe" not in error
+    (folder,) = tmp_path.iterdir()
+    assert iteration_of(folder) > 0
+    resume(script, folder)
+
+
+@both_scripts
 def test_hang_up_that_is_ignored_stops_nothing(script, tmp_path):
     """As under nohup."""
 
