@@ -562,3 +562,21 @@ def test_sum_forgets_the_order(changed, monkeypatch):
     embedded = [F.relu(layer(x)) for layer, x in zip(encoder.embeddings[1:], (obs, rewards), strict=True)]
     steps = F.relu(encoder.gru.linear(torch.cat(embedded, dim=-1)))
     assert_close(states[1:], torch.stack([sum(steps[: t + 1]) for t in range(12)]))
+
+
+@pytest.mark.slow
+def test_tour(tmp_path):
+    """Its cells run from top to bottom, with fewer frames; only Bias-HyperInit starts all tasks from one policy."""
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    tour = (ROOT / "examples" / "tour.py").read_text()
+    assert tour.count("total_timesteps=200_000") == 1
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "tour.py").write_text(tour.replace("200_000", "6_000"))
+    command = [sys.executable, "tour.py"]
+    done = subprocess.run(command, cwd=tmp_path / "examples", capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^return of every episode: \[.+\]$", done.stdout, re.M)
+    spreads = dict(re.findall(r"^(\w+) +mean actions: .* tasks +([\d.]+)$", done.stdout, re.M))
+    assert [init for init, spread in spreads.items() if float(spread) == 0] == ["bias"] and len(spreads) == 5
+    assert (tmp_path / re.search("^drawn: (.*)$", done.stdout, re.M)[1]).stat().st_size > 5000
