@@ -521,7 +521,6 @@ def test_flags_override_presets_and_frames_may_be_written_as_floats():
 SHARED_PRESETS = {  # a row per value: Grid-World, Cheetah-Dir, Walker, Ant-Dir, Humanoid
     "gamma": (0.95, 0.97, 0.97, 0.97, 0.99),
     "gae_lambda": (0.95, 0.9, 0.9, 0.9, 0.9),
-    "ent_coef": (0.01, 0.01, 0.01, 0.01, 0.001),
     "embedding_features": (25, 10, 10, 10, 10),
     "gru_hidden": (64, 128, 128, 128, 128),
     "action_embedding": (0, 16, 32, 16, 16),
@@ -534,6 +533,7 @@ SHARED_PRESETS = {  # a row per value: Grid-World, Cheetah-Dir, Walker, Ant-Dir,
 PRESETS = {
     varibad_hyper: {
         "num_steps": (60, 400, 200, 200, 800),
+        "ent_coef": (0.03, 0.01, 0.01, 0.01, 0.001),
         "clip_coef": (0.05, 0.1, 0.05, 0.1, 0.1),
         "update_epochs": (2, 2, 2, 2, 4),
         "num_minibatches": (4, 4, 2, 1, 2),
@@ -551,6 +551,7 @@ PRESETS = {
     },
     rl2_hyper: {
         "num_steps": (60, 200, 200, 200, 200),
+        "ent_coef": (0.01, 0.01, 0.01, 0.01, 0.001),
         "clip_coef": (0.05, 0.1, 0.05, 0.05, 0.05),
         "update_epochs": (2, 2, 2, 2, 2),
         "num_minibatches": (4, 4, 4, 4, 4),

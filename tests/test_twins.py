@@ -16,6 +16,7 @@ EXCEPTIONS = {
     "RunArgs.checkpoint_interval",  # without a replay buffer a checkpoint is small
     "PPOArgs.learning_rate",  # of the policy, or of encoder and policy
     "PPOArgs.num_minibatches",  # of frames, or of environments
+    "PPOArgs.ent_coef",  # a default that VariBAD's seeds need
     "PPOArgs.max_grad_norm",  # as the learning rate
     "PolicyArgs.embedding_features",  # one-hot tasks here only
     "PolicyArgs.base_layers",  # a default of VariBAD's authors
