@@ -9,6 +9,7 @@ remember where the reward was. An episode lasts `horizon` steps; a meta-episode 
 Both give the same trajectories for the same seeds, goals and actions. Shapes: N environments; positions are (x, y).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -36,6 +37,22 @@ def goal_cells(size: int = 5, goals: str = "all") -> np.ndarray:
     return np.array(cells)
 
 
+def check_tasks(tasks: Any, all_tasks: np.ndarray) -> np.ndarray:
+    """Goals [..., 2] as an int array. Raises ValueError for one that is not among all_tasks [num_goals, 2]."""
+    tasks = np.asarray(tasks)
+    if tasks.shape[-1:] != (2,) or not (tasks[..., None, :] == all_tasks).all(axis=-1).any(axis=-1).all():
+        raise ValueError(f"{tasks.tolist()} is no goal of this grid: see its `all_tasks`.")
+    return tasks.astype(int)
+
+
+def check_actions(actions: Any, space: gym.Space, elapsed: int | np.ndarray) -> None:
+    """Refuses actions that do not exist, and steps before the first reset, when `elapsed` is -1."""
+    if np.any(elapsed < 0):
+        raise gym.error.ResetNeeded("no episode has begun: call reset first.")
+    if not space.contains(actions):
+        raise gym.error.InvalidAction(f"the action {actions!r} is not in {space}.")
+
+
 class GridWorldEnv(gym.Env):
     """One Grid-World.
 
@@ -53,12 +70,13 @@ class GridWorldEnv(gym.Env):
         self.size, self.horizon, self.render_mode = size, horizon, render_mode
         self.observation_space = gym.spaces.Box(0, size - 1, (2,), np.float32)
         self.action_space = gym.spaces.Discrete(len(MOVES))
+        self.elapsed = -1  # no episode has begun
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Starts an episode in (0, 0); returns the observation [2] and an empty info."""
         super().reset(seed=seed)
         if options and "task" in options:
-            self.task = np.array(options["task"])
+            self.task = check_tasks(options["task"], self.all_tasks)
         else:
             self.task = self.all_tasks[self.np_random.integers(len(self.all_tasks))].copy()
         self.position = np.zeros(2, int)
@@ -67,6 +85,7 @@ class GridWorldEnv(gym.Env):
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Moves; returns observation [2], reward, terminated (after `horizon` steps), truncated (never), info."""
+        check_actions(action, self.action_space, self.elapsed)
         self.position = np.clip(self.position + MOVES[action], 0, self.size - 1)
         self.elapsed += 1
         reward = GOAL_REWARD if (self.position == self.task).all() else STEP_REWARD
@@ -92,16 +111,21 @@ class GridWorldEnv(gym.Env):
 class GridWorldVectorEnv(gym.vector.VectorEnv):
     """N Grid-Worlds as one batch of numpy arrays; the twin of GridWorldEnv, stepped without a Python loop.
 
-    Autoreset is disabled, as in Gymnasium's `AutoresetMode.DISABLED`: whoever steps resets. Options of `reset`:
+    Autoreset is disabled, as in Gymnasium's `AutoresetMode.DISABLED`: whoever steps resets. Gymnasium's vector wrappers
+    need autoreset: `make_vec("GridWorld-v0", vectorization_mode="sync")` has it, and pictures. Options of `reset`:
     `reset_mask`, bool [N], the environments to reset (all by default); `tasks`, int [N, 2], the goals to set (rows
     outside the mask are ignored); without `tasks` each environment draws a new goal from its own generator. As in
-    `SyncVectorEnv`, `reset(seed=s)` seeds environment i with s + i, a list gives every environment its own seed.
+    `SyncVectorEnv`, `reset(seed=s)` seeds environment i with s + i, a sequence gives every environment its own seed.
     `self.tasks` holds the present goals, [N, 2], until the next reset.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": gym.vector.AutoresetMode.DISABLED}
 
-    def __init__(self, num_envs: int = 1, size: int = 5, horizon: int = 15, goals: str = "all"):
+    def __init__(
+        self, num_envs: int = 1, size: int = 5, horizon: int = 15, goals: str = "all", render_mode: None = None
+    ):
+        if render_mode is not None:
+            raise ValueError('the batch draws nothing: make_vec(..., vectorization_mode="sync") does.')
         self.all_tasks = goal_cells(size, goals)  # [num_goals, 2]
         self.num_envs, self.size, self.horizon = num_envs, size, horizon
         self.single_observation_space = gym.spaces.Box(0, size - 1, (2,), np.float32)
@@ -111,22 +135,23 @@ class GridWorldVectorEnv(gym.vector.VectorEnv):
         self.rngs = [seeding.np_random(None)[0] for _ in range(num_envs)]
         self.tasks = np.zeros((num_envs, 2), int)
         self.positions = np.zeros((num_envs, 2), int)
-        self.elapsed = np.zeros(num_envs, int)
+        self.elapsed = np.full(num_envs, -1)  # no episode has begun
 
     def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict]:
         """Starts an episode in the masked environments; returns all observations [N, 2] and an empty info."""
         options = options or {}
         mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs)), bool)  # [N]
-        seeds = seed if isinstance(seed, list) else [None if seed is None else seed + i for i in range(self.num_envs)]
+        one = seed is None or np.ndim(seed) == 0
+        seeds = [None if seed is None else seed + i for i in range(self.num_envs)] if one else seed
         for i in np.flatnonzero(mask):
             if seeds[i] is not None:
-                self.rngs[i] = seeding.np_random(seeds[i])[0]
+                self.rngs[i] = seeding.np_random(int(seeds[i]))[0]
             if "tasks" not in options:
                 self.tasks[i] = self.all_tasks[self.rngs[i].integers(len(self.all_tasks))]
         if "tasks" in options:
-            self.tasks[mask] = np.asarray(options["tasks"])[mask]
+            self.tasks[mask] = check_tasks(np.asarray(options["tasks"])[mask], self.all_tasks)
         self.positions[mask] = 0
         self.elapsed[mask] = 0
         return self.positions.astype(np.float32), {}
@@ -145,6 +170,7 @@ class GridWorldVectorEnv(gym.vector.VectorEnv):
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
         """Actions [N]; returns observations [N, 2], rewards [N], terminated [N], truncated [N] (never), info."""
+        check_actions(actions, self.action_space, self.elapsed)
         self.positions = np.clip(self.positions + MOVES[actions], 0, self.size - 1)  # [N, 2]
         self.elapsed += 1
         rewards = np.where((self.positions == self.tasks).all(axis=1), GOAL_REWARD, STEP_REWARD)  # [N]

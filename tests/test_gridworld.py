@@ -53,6 +53,61 @@ def test_make_vec_gives_the_vector_env():
     assert terminated.dtype == truncated.dtype == bool
 
 
+@pytest.mark.parametrize("actions", [[-1, 0, 0], [0, 5, 0], [0, 0], [[0], [0], [0]], [0.5, 0, 0]])
+def test_actions_that_do_not_exist_are_refused(actions):
+    env, envs = GridWorldEnv(), GridWorldVectorEnv(3)
+    env.reset(seed=0)
+    envs.reset(seed=0)
+    with pytest.raises(gym.error.InvalidAction):
+        envs.step(np.array(actions))
+    for action in (-1, 5, 0.5, np.array([1])):
+        with pytest.raises(gym.error.InvalidAction):
+            env.step(action)
+    assert env.step(np.int64(1))[0].tolist() == [0, 1]  # as a policy gives it
+    np.testing.assert_array_equal(envs.step(np.array([0, 1, 2], np.int32))[0], [(0, 0), (0, 1), (1, 0)])
+
+
+def test_steps_before_a_reset_are_refused():
+    for env, action in ((GridWorldEnv(), 0), (GridWorldVectorEnv(2), np.zeros(2, int))):
+        with pytest.raises(gym.error.ResetNeeded):
+            env.step(action)
+    envs = GridWorldVectorEnv(2)
+    envs.reset(options={"reset_mask": np.array([True, False])})
+    with pytest.raises(gym.error.ResetNeeded):
+        envs.step(np.zeros(2, int))
+
+
+@pytest.mark.parametrize("task", [(0, 0), (5, 1), (-1, 2), (1.5, 2), (1,), (1, 2, 3), "12"])
+def test_tasks_that_are_no_goal_are_refused(task):
+    with pytest.raises(ValueError, match="no goal of this grid"):
+        GridWorldEnv().reset(options={"task": task})
+    with pytest.raises(ValueError, match="no goal of this grid"):
+        GridWorldVectorEnv(2).reset(options={"tasks": [task, task]})
+    with pytest.raises(ValueError, match="no goal of this grid"):
+        GridWorldEnv(goals="far").reset(options={"task": (1, 1)})
+    GridWorldVectorEnv(2).reset(options={"reset_mask": np.array([True, False]), "tasks": [(1, 1), (0, 0)]})  # ignored
+
+
+@pytest.mark.parametrize("seeds", [(3, 4, 5), np.array([3, 4, 5]), np.int64(3), 3])
+def test_seeds_may_be_any_sequence(seeds):
+    envs, same = GridWorldVectorEnv(3), GridWorldVectorEnv(3)
+    envs.reset(seed=[3, 4, 5])
+    same.reset(seed=seeds)
+    np.testing.assert_array_equal(envs.tasks, same.tasks)
+
+
+def test_wrappers_and_pictures_need_gymnasiums_own_vector_env():
+    with pytest.raises(ValueError, match='vectorization_mode="sync"'):
+        gym.make_vec("GridWorld-v0", num_envs=2, render_mode="rgb_array")
+    envs = gym.make_vec("GridWorld-v0", num_envs=2, vectorization_mode="sync", render_mode="rgb_array")
+    envs = gym.wrappers.vector.NormalizeObservation(envs)
+    envs.reset(seed=0)
+    assert [picture.shape for picture in envs.render()] == 2 * [(160, 160, 3)]
+    for _ in range(2 * HORIZON):
+        obs, *_ = envs.step(envs.action_space.sample())
+    assert np.isfinite(obs).all()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The twins
 
@@ -111,7 +166,7 @@ def test_twins_agree_on_given_goals():
     loop.reset()  # SyncVectorEnv cannot start with a partial reset
     rng = np.random.default_rng(1)
     for _ in range(3):
-        tasks = rng.integers(5, size=(4, 2))
+        tasks = rng.choice(goal_cells(), 4)
         envs.reset(options={"tasks": tasks})
         for i, task in enumerate(tasks):  # SyncVectorEnv hands one task to all environments of the mask
             loop.reset(options={"reset_mask": np.arange(4) == i, "task": task})
