@@ -36,7 +36,6 @@ from tqdm import tqdm
 import gridworld
 from hyperinit import HYPER_SCHEMES, HyperLinear, init_hyper_linear_, normc_
 
-METHODS = {"varibad_hyper": "VariBAD", "rl2_hyper": "RL2"}
 PICTURES, VIDEOS = (".png", ".svg", ".pdf"), (".mp4", ".gif")
 PANELS = 6  # of an episode of Grid-World
 INIT = Path("init")  # instead of an agent's file: show the initialisers
@@ -55,7 +54,7 @@ def fail(sentence: str) -> NoReturn:
 class Trained(NamedTuple):
     """A trained agent and the environments of its evaluation."""
 
-    script: ModuleType  # varibad_hyper or rl2_hyper
+    script: ModuleType  # varibad_hyper, rl2_hyper, or a copy
     args: Any  # its Args
     agent: Any  # its Agent
     envs: Any  # its MetaEpisodes
@@ -71,34 +70,27 @@ class Trained(NamedTuple):
 
 
 def read(path: Path) -> tuple[str, dict[str, Any]]:
-    """The name of the script that wrote a run's folder, checkpoint.pt or model.pt, and what is in the file."""
+    """The name of the script that wrote a run's folder, checkpoint.pt or model.pt, and the arguments in it.
+
+    It may be a copy of one of the two under a name of its own, beside this file.
+    """
     file = min(path.glob("*.pt"), default=path / "checkpoint.pt") if path.is_dir() else path
-    wanted = "give a run's folder, its checkpoint.pt or a model.pt"
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        # Checkpoints name their script; models differ in that only VariBAD has a VAE.
-        script = saved.get("script", "varibad_hyper" if "vae_updates" in saved["args"] else "rl2_hyper")
-        if script in METHODS and isinstance(saved["args"]["env"], str):
-            return script, saved
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        fail(f"cannot read {file} ({error.strerror}): {wanted}.")
-    except Exception:  # whatever a foreign or damaged file may raise
-        pass
-    fail(f"{file} holds no agent of varibad_hyper.py or rl2_hyper.py: {wanted}.")
+        name, args = saved["script"], saved["args"]
+        text = (Path(__file__).parent / f"{name}.py").read_text()
+        if isinstance(args["env"], str) and "\ndef load_agent(" in text:
+            return name, args
+    except Exception as error:  # whatever a foreign or damaged file may raise
+        if isinstance(error, OSError) and not file.is_file():
+            fail(f"cannot read {file} ({error.strerror}): give a run's folder, its checkpoint.pt or a model.pt.")
+    fail(f"{file} holds no agent of a script beside show.py: give a run's folder, its checkpoint.pt or a model.pt.")
 
 
-def load(path: Path, script_name: str, saved: dict[str, Any]) -> Trained:
+def load(path: Path, script_name: str) -> Trained:
     """The agent that `read` found; only now its script is imported, and MuJoCo with it."""
     script = importlib.import_module(script_name)
-    try:
-        args = script.Args(**saved["args"])
-        envs = script.make_eval_envs(args)
-        agent = script.Agent(envs, args)
-        agent.load_state_dict(saved["agent"])
-    except Exception as error:  # as above
-        why = type(error).__name__
-        fail(f"{path} does not fit this version of {script_name}.py ({why}): use the one that wrote it.")
-    return Trained(script, args, agent, envs)
+    return Trained(script, script.load_saved(str(path), mmap=True)[1], *script.load_agent(str(path)))
 
 
 class Robot(NamedTuple):
@@ -233,7 +225,9 @@ def describe(trained: Trained, task: np.ndarray) -> str:
         return f"run {'forwards' if task[0] > 0 else 'backwards'}"
     if trained.meta_world:
         return f"{envs.class_names[task[0]]}, {'training' if task[0] < envs.num_train else 'test'} task {task[0]}"
-    return "walk with an unknown body" if env == "Walker" else f"run towards {np.degrees(task[0]):.0f} degrees"
+    if direction(env, task) is not None:
+        return f"run towards {np.degrees(task[0]):.0f} degrees"
+    return "walk with an unknown body" if env == "Walker" else f"task {np.round(task, 2).tolist()}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -280,22 +274,33 @@ def draw_search(figure: FigureBase, trained: Trained, meta: MetaEpisode, belief:
     figure.colorbar(image, ax=axes, label=label, shrink=0.8, pad=0.02)
 
 
-def draw_embedding(figure: FigureBase, trained: Trained, meta: MetaEpisode) -> None:
-    """The rewards, and below them the task embedding: a line with a band per dimension, or RL2's units as a map."""
+def draw_embedding(figure: FigureBase, trained: Trained, meta: MetaEpisode, other: MetaEpisode | None) -> None:
+    """The rewards, and below them the task embedding: RL2's units as a map, or a line with a band per dimension.
+
+    The second has another task's over it: where the two part, the posterior tells the tasks apart.
+    """
     posterior, dims = hasattr(trained.agent, "vae"), trained.args.latent_dim
     heights = [2, *[1] * dims] if posterior else [2, 4]
     axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     steps = np.arange(len(meta.embeddings))  # that precede the belief
-    axes[0].plot(steps[1:], meta.rewards, color="black", lw=1, drawstyle="steps-pre")
     axes[0].set(ylabel="reward", xlim=(0, steps[-1]))
     axes[-1].set(xlabel="step")
-    if posterior:
-        mean, deviation = meta.embeddings[:, :dims], np.exp(0.5 * meta.embeddings[:, dims:])  # [T+1, L] each
-        for i, (axis, m, d) in enumerate(zip(axes[1:], mean.T, deviation.T, strict=True)):
-            axis.fill_between(steps, m - d, m + d, color="tab:blue", alpha=0.25, lw=0)
-            axis.plot(steps, m, color="tab:blue")
-            axis.set_ylabel(f"$m_{{{i + 1}}}$", rotation=0, labelpad=12, va="center")
-    else:
+    metas = [meta, other] if other is not None and posterior else [meta]
+    for color, this in zip(("tab:blue", "tab:orange"), metas, strict=False):
+        steps = np.arange(len(this.embeddings))
+        axes[0].plot(
+            steps[1:], this.rewards, color=color, lw=1, drawstyle="steps-pre", label=describe(trained, this.task)
+        )
+        if posterior:
+            mean, deviation = this.embeddings[:, :dims], np.exp(0.5 * this.embeddings[:, dims:])  # [T+1, L] each
+            for i, (axis, m, d) in enumerate(zip(axes[1:], mean.T, deviation.T, strict=True)):
+                axis.fill_between(steps, m - d, m + d, color=color, alpha=0.25, lw=0)
+                axis.plot(steps, m, color=color)
+                axis.set_ylabel(f"$m_{{{i + 1}}}$", rotation=0, labelpad=12, va="center")
+                axis.sharey(axes[1])  # or the noise of a dimension that is not used looks like a signal
+    if len(metas) > 1:
+        axes[0].legend(ncols=2)
+    if not posterior:
         extent = (-0.5, len(steps) - 0.5, dims + 0.5, 0.5)  # a column per step
         image = axes[1].imshow(meta.embeddings.T, aspect="auto", extent=extent, cmap="Blues", interpolation="none")
         axes[1].set_ylabel("unit of the embedding")
@@ -306,11 +311,11 @@ def draw_embedding(figure: FigureBase, trained: Trained, meta: MetaEpisode) -> N
             axis.axvline(meta.start(k), color="crimson", ls="--", lw=1)
 
 
-def draw(trained: Trained, meta: MetaEpisode) -> Figure:
-    """The picture: what the agent believes over the meta-episode, and what it earns."""
+def draw(trained: Trained, meta: MetaEpisode, other: MetaEpisode | None = None) -> Figure:
+    """The picture: what the agent believes over the meta-episode, and what it earns; beside it another task's."""
     args, belief = trained.args, cell_probabilities(trained, meta.embeddings)
     search, embedding = 3.2, 3 + 0.7 * args.latent_dim if hasattr(trained.agent, "vae") else 5  # inches
-    title = f"{METHODS[trained.script.__name__]} on {args.env}, {describe(trained, meta.task)}"
+    title = f"{'VariBAD' if hasattr(trained.agent, 'vae') else 'RL2'} on {args.env}, {describe(trained, meta.task)}"
     if args.env == "Grid-World":
         best = known_goal_return(meta.task, args.grid_horizon)
         title += f" (red), path orange; an agent that knows the goal from the start earns {best:.1f} per episode"
@@ -325,10 +330,10 @@ def draw(trained: Trained, meta: MetaEpisode) -> Figure:
         figure = Figure((13, search + embedding), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=[search, embedding])
         draw_search(top, trained, meta, None)
-        draw_embedding(bottom, trained, meta)
+        draw_embedding(bottom, trained, meta, other)
     else:
         figure = Figure((13, embedding), layout="constrained")
-        draw_embedding(figure, trained, meta)
+        draw_embedding(figure, trained, meta, other)
     figure.suptitle(title, fontsize=13)
     return figure
 
@@ -408,7 +413,8 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     if path.suffix.lower() == ".gif":  # by Pillow, which keeps of a frame what is new in it
         octree = Image.Quantize.FASTOCTREE  # keeps the few pixels of an arrow apart from a brown robot's
         first, *others = (Image.fromarray(frame).quantize(64, octree, dither=Image.Dither.NONE) for frame in frames)
-        milliseconds = max(20, 1000 / fps)  # browsers play what is shorter at a tenth of the speed
+        # Browsers play what is shorter than 20 ms at a tenth of the speed; a GIF can hold no more than 655,350 ms.
+        milliseconds = min(max(20, 1000 / fps), 655_350)
         first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
         return
     import imageio.v2 as imageio
@@ -427,6 +433,7 @@ RENDER = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco
 def find_renderer() -> str:
     """A value of MUJOCO_GL that draws here: the user's own or the first that works. Set it before `import mujoco`."""
     given = os.environ.get("MUJOCO_GL")
+    os.environ.pop("PYOPENGL_PLATFORM", None)  # MuJoCo sets it to what MUJOCO_GL says, and stops at anything else
     names = [given] if given else ["egl", "osmesa", "glfw"] if sys.platform == "linux" else [""]
     for name in names:
         environment = os.environ | {"MUJOCO_GL": name}
@@ -442,6 +449,7 @@ def find_renderer() -> str:
 SIZES = [64, 128, 128, 6]  # a base network of MuJoCo: the observation's features, two tanh layers, the actions' means
 FEATURES = 10  # K
 TASKS, DRAWS = 50, 5
+COLORS = {"bias": "C0", "weight": "C4", "hfi": "C2", "hfo": "gold", "kaiming": "C3", "normc": "C1", "orthogonal": "C6"}
 
 
 def generated_network(scheme: str) -> list[HyperLinear]:
@@ -496,17 +504,18 @@ def compare_initialisers() -> Figure:
         mean = {name: torch.stack([draw[name] for draw in draws[scheme]]).mean(0) for name in draws[scheme][0]}
         scales = "".join(f"{value:8.2f}" for value in mean["scale"])
         print(f"{scheme:12} {scales} {mean['saturated']:13.0f} {mean['spread']:19.2f} {mean['likeness']:23.2f}")
-        bold = {"lw": 3, "color": "black", "zorder": 3} if scheme == "bias" else {"color": f"C{k}"}
-        left.plot([1, 2, 3], mean["scale"], "o-", **bold)
-        ends.append((mean["scale"][-1].item(), scheme, bold["color"]))
-        middle.scatter([k] * TASKS, draws[scheme][0]["actions"], s=14, alpha=0.5, color=bold["color"])
-        right.bar(k, mean["likeness"], color=bold["color"])
+        color = COLORS.get(scheme, "C8")  # the same for a method in every picture of this project
+        left.plot([1, 2, 3], mean["scale"], "o-", color=color, lw=3 if scheme == "bias" else 1.5)
+        ends.append((mean["scale"][-1].item(), scheme, color))
+        middle.scatter([k] * TASKS, draws[scheme][0]["actions"], s=14, alpha=0.5, color=color)
+        right.bar(k, mean["likeness"], color=color)
     height = float("inf")
     for scale, scheme, color in sorted(ends, reverse=True):
         height = min(scale, height / 1.25)  # no name over another
         left.text(3.08, height, scheme, va="center", color=color)
     left.set(yscale="log", xlim=(0.9, 3.7), xticks=[1, 2, 3], xlabel="layer (grey: where tanh works)")
-    left.set(title="Scale of activations before tanh")
+    left.set(title="Scale of activations before tanh", ylabel="root mean square")
+    left.set_yticks([0.3, 1, 3, 10], ["0.3", "1", "3", "10"])
     left.axhspan(0.3, 3, color="0.9", zorder=0)
     middle.axhspan(-1, 1, color="0.9", zorder=0)
     middle.set(title=f"One observation's action in {TASKS} tasks", xlabel="grey: what an actuator takes")
@@ -523,7 +532,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; refuses values that cannot work with one sentence."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     files = "a run's folder, its checkpoint.pt or its model.pt; or the word init: the initialisers before training"
-    parser.add_argument("file", type=Path, help=files)
+    parser.add_argument("file", type=Path, nargs="+", help=f"{files}; of several the newest")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--picture", type=Path, metavar="OUT", help="draw what the agent believes: a .png, .svg or .pdf")
     what.add_argument("--video", type=Path, metavar="OUT", help="show what the agent does: a .mp4 or .gif")
@@ -531,6 +540,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=480, help="pixels of a video's frames (480)")
     parser.add_argument("--every", type=int, default=1, metavar="K", help="show only every K-th step in a video (1)")
     args = parser.parse_args(argv)
+    several = args.file
+    args.file = max(several, key=lambda path: path.stat().st_mtime if path.exists() else 0)
+    if len(several) > 1:
+        print(f"of {len(several)} files the newest: {args.file}")
     if args.file == INIT:
         args.picture = args.picture or Path("hyperinit.png")
     if not args.picture and not args.video:
@@ -549,34 +562,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def play_task(args: argparse.Namespace) -> tuple[Trained, MetaEpisode, str]:
-    """The agent, its meta-episode on the task that was asked for, and a description of the two."""
-    script_name, saved = read(args.file)
-    grid = saved["args"]["env"] == "Grid-World"
-    if args.picture and saved["args"].get("embedding") == "one-hot":
+def play_task(args: argparse.Namespace) -> tuple[Trained, MetaEpisode, MetaEpisode | None, str]:
+    """The agent, its meta-episode on the task that was asked for, that on the next for a robot's picture; in words."""
+    script_name, saved_args = read(args.file)
+    grid = saved_args["env"] == "Grid-World"
+    if args.picture and saved_args.get("embedding") == "one-hot":
         fail(f"the agent in {args.file} is told its task (--embedding one-hot) and believes nothing: give --video.")
     os.environ["MUJOCO_GL"] = find_renderer() if args.video and not grid else "disabled"
-    trained = load(args.file, script_name, saved)
+    trained = load(args.file, script_name)
     torch.set_num_threads(1)  # as in the evaluation
     last = trained.num_tasks - 1
     task = args.task if args.task is not None else last if grid else 0  # Grid-World's last goal is the farthest
     if not 0 <= task <= last:
         fail(f"--task {task}: the tasks of this agent's evaluation have the numbers 0 to {last}.")
+    other = play(trained, (task + 1) % (last + 1)) if args.picture and not grid else None
     meta = play(trained, task)
     returns = " ".join(f"{value:.2f}" for value in meta.returns())
-    return trained, meta, f" (task {task}, {describe(trained, meta.task)}, return by episode {returns})"
+    return trained, meta, other, f" (task {task}, {describe(trained, meta.task)}, return by episode {returns})"
 
 
 def main(args: argparse.Namespace) -> None:
     """Draws the picture or the video."""
     out, words = args.picture or args.video, ""
     if args.file != INIT:
-        trained, meta, words = play_task(args)
+        trained, meta, other, words = play_task(args)
     try:
         if args.file == INIT:
             compare_initialisers().savefig(out, dpi=100)
         elif args.picture:
-            draw(trained, meta).savefig(out, dpi=100)
+            draw(trained, meta, other).savefig(out, dpi=100)
         else:
             steps = tqdm(range(0, len(meta.rewards), args.every), desc="drawing", unit="frames")
             frames = (robot_frames if meta.robot else grid_frames)(trained, meta, steps, args.width // 2 * 2)

@@ -1641,7 +1641,10 @@ def load_agent(path: str, args: Args | None = None) -> tuple[Agent, MetaEpisodes
         # On Meta-World the seed makes the tasks: they stay those that were trained on.
         envs = make_eval_envs(replace(args or saved_args, seed=saved_args.seed))
         agent = Agent(envs, args or saved_args)
+    try:
         agent.load_state_dict(saved["agent"])
+    except Exception as error:  # whatever a damaged file may raise
+        fail(f"{path} does not fit this script ({type(error).__name__}).")
     if not all(tensor.isfinite().all() for tensor in agent.state_dict().values()):
         fail(f"{path} holds values that are not finite.")
     return agent, envs

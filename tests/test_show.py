@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import gridworld
+import reproduce
 import rl2_hyper
 import show
 import varibad_hyper
@@ -61,7 +62,7 @@ def trained(tmp_path_factory):
             flags = [word for word in FLAGS[run] if script == "varibad" or word not in ("--vae-buffer", "3")]
             flags = [*RUN, *flags, "--runs-dir", str(tmp_path_factory.mktemp("runs"))]
             folder = SCRIPTS[script].main(SCRIPTS[script].parse_args(flags))
-            made[script, run] = folder, show.load(folder, *show.read(folder))
+            made[script, run] = folder, show.load(folder, show.read(folder)[0])
         return made[script, run]
 
     return get
@@ -350,7 +351,7 @@ def test_picture_of_rl2_on_grid_world(trained):
         best = show.known_goal_return(meta.task, 15)
         assert panel.get_title() == f"episode {k + 1}\nreturn {meta.returns()[k]:.1f} of {best:.1f}"
         assert not panel.images[0].get_array().any()
-    assert lines(axes[4], "black")[0].tolist() == [[t + 1, meta.rewards[t]] for t in range(60)]
+    assert lines(axes[4], "tab:blue")[0].tolist() == [[t + 1, meta.rewards[t]] for t in range(60)]
     np.testing.assert_array_equal(axes[5].images[0].get_array(), meta.embeddings.T)
     assert axes[5].images[0].get_extent()[:2] == [-0.5, 60.5]
     assert [line[0, 0] for line in lines(axes[5], "crimson")] == [15, 30, 45]
@@ -371,13 +372,13 @@ def test_picture_of_walker(trained, script, tmp_path):
     figure = show.draw(agent, meta)
     T = len(meta.rewards)
     rewards, *others = figure.axes
-    assert lines(rewards, "black")[0].tolist() == [[t + 1, meta.rewards[t]] for t in range(T)]
+    assert lines(rewards, "tab:blue")[0].tolist() == [[t + 1, meta.rewards[t]] for t in range(T)]
     (ends,) = np.flatnonzero(np.diff(meta.episode)) + 1
     for axis in [rewards, *others[: 4 if script == "varibad" else 1]]:
         assert [line[0, 0] for line in lines(axis, "crimson")] == [ends]
     first, second = meta.returns()
     assert f"return {first:.1f} + {second:.1f}" in figure.get_suptitle()
-    assert f"{show.METHODS[agent.script.__name__]} on Walker" in figure.get_suptitle()
+    assert f"{dict(varibad='VariBAD', rl2='RL2')[script]} on Walker" in figure.get_suptitle()
     if script == "rl2":
         np.testing.assert_array_equal(others[0].images[0].get_array(), meta.embeddings.T)
         height = 500
@@ -483,7 +484,63 @@ def test_video_of_a_robot(trained, tmp_path, renderer):
             assert gif.info["duration"] == 50 * every  # 20 steps are a second
 
 
+def test_picture_of_two_tasks(trained, tmp_path, monkeypatch):
+    """Cheetah-Dir's two directions over each other, all dimensions of m on one scale."""
+    folder, agent = trained("varibad", "Cheetah-Dir")
+    metas, drawn = [show.play(agent, task) for task in (0, 1)], []
+    draw = show.draw
+    monkeypatch.setattr(show, "draw", lambda *args: drawn.append(draw(*args)) or drawn[0])
+    call(folder, "--picture", tmp_path / "out.png")
+    rewards, *dims = drawn[0].axes
+    for color, meta in zip(("tab:blue", "tab:orange"), metas, strict=True):
+        assert lines(rewards, color)[0][:, 1].tolist() == meta.rewards.tolist()
+        for i, axis in enumerate(dims):
+            assert lines(axis, color)[0][:, 1].tolist() == meta.embeddings[:, i].tolist()
+    names = [text.get_text() for text in rewards.get_legend().get_texts()]
+    assert names == ["run backwards", "run forwards"]
+    assert len({axis.get_ylim() for axis in dims}) == 1
+
+
 # --- Files and refusals
+
+
+def test_copy_of_a_script_under_another_name(trained, tmp_path):
+    """CleanRL's habit: copy, change, run; show.py finds the copy beside itself."""
+    folder, _ = trained("rl2", "Grid-World")
+    for path in ROOT.glob("*.py"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "my_rl2.py").write_bytes((ROOT / "rl2_hyper.py").read_bytes())
+    saved = torch.load(folder / "model.pt", weights_only=True)
+    torch.save(saved | {"script": "my_rl2"}, tmp_path / "model.pt")
+    (tmp_path / "rl2_hyper.py").unlink()
+    command = [sys.executable, "show.py", "model.pt", "--picture", "out.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "drawn: out.png" in done.stdout, done.stderr
+
+
+def test_of_several_files_the_newest_is_taken(trained, tmp_path, capsys):
+    old, new = (trained("varibad", run)[0] / "model.pt" for run in ("Cheetah-Dir", "Grid-World"))
+    os.utime(old, (1, 1))
+    for files in ((old, new), (new, old)):
+        call(*files, "--picture", tmp_path / "out.png")
+        assert capsys.readouterr().out.startswith(f"of 2 files the newest: {new}\ndrawn: ")
+
+
+def test_gif_with_one_frame_in_minutes(trained, tmp_path):
+    call(trained("varibad", "Grid-World")[0], "--video", tmp_path / "out.gif", "--every", "10000")
+    assert (tmp_path / "out.gif").stat().st_size > 0
+
+
+def test_opengl_platform_that_contradicts_is_no_obstacle(renderer, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", renderer)
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "egl" if renderer == "osmesa" else "osmesa")
+    assert show.find_renderer() == renderer
+
+
+def test_task_of_an_unknown_environment_is_told_in_numbers(trained):
+    _, agent = trained("varibad", "Walker")
+    other = agent._replace(args=SimpleNamespace(env="Hopper-Mass"))
+    assert show.describe(other, np.array([0.5, 1.25])) == "task [0.5, 1.25]"
 
 
 @both_scripts
@@ -491,9 +548,9 @@ def test_video_of_a_robot(trained, tmp_path, renderer):
 def test_folder_checkpoint_and_model_hold_the_same_agent(trained, script, run):
     folder, agent = trained(script, run)
     for path in (folder, folder / "checkpoint.pt", folder / "model.pt"):
-        name, saved = show.read(path)
-        assert name == f"{script}_hyper" and saved["args"]["env"] == run
-        other = show.load(path, name, saved)
+        name, args = show.read(path)
+        assert name == f"{script}_hyper" and args["env"] == run
+        other = show.load(path, name)
         assert other.script is SCRIPTS[script] and other.args == agent.args
         assert all(
             torch.equal(x, y) for x, y in zip(*(t.agent.state_dict().values() for t in (agent, other)), strict=True)
@@ -538,12 +595,12 @@ def test_files_that_hold_no_agent(trained, tmp_path, capsys):
         "args.pt": model | {"args": model["args"] | {"unknown": 1}},
         "env.pt": model | {"args": model["args"] | {"env": "Mars"}},
         "size.pt": model | {"args": model["args"] | {"latent_dim": 6}},
+        "type.pt": model | {"args": model["args"] | {"latent_dim": "six"}},
     }
     for name, content in damaged.items():
         torch.save(content, tmp_path / name)
-        assert "does not fit this version of varibad_hyper.py" in refusal(capsys, tmp_path / name, "--picture", out), (
-            name
-        )
+        sentence = "does not fit this script|is damaged, or not of this version of varibad_hyper.py"
+        assert re.search(sentence, refusal(capsys, tmp_path / name, "--picture", out)), name
     assert not out.exists()
 
 
@@ -756,3 +813,9 @@ def test_values_that_cannot_work_for_the_initialisers(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
         call("model.pt")
     assert exit.value.code == 2 and "one of the arguments --picture --video is required" in capsys.readouterr().err
+
+
+def test_a_method_has_one_colour_in_all_pictures():
+    assert set(show.COLORS) == set(HYPER_SCHEMES)
+    shared = set(show.COLORS) & set(reproduce.COLORS)
+    assert len(shared) == 6 and all(show.COLORS[name] == reproduce.COLORS[name] for name in shared)
