@@ -33,6 +33,7 @@ from datetime import datetime, timezone
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
@@ -227,6 +228,16 @@ def fail(sentence: str) -> NoReturn:
     raise SystemExit(2)
 
 
+TOLD: set[str] = set()  # not functools.cache, which Ray cannot take to another process
+
+
+def note(sentence: str) -> None:
+    """Tells something that changes no result, once."""
+    if sentence not in TOLD:
+        print(f"note: {sentence}", file=sys.stderr)
+    TOLD.add(sentence)
+
+
 def check_args(args: Args) -> None:
     """Refuses what the target does not have."""
     name = f"{args.target}{' --quick' if args.quick else ''}"
@@ -317,6 +328,11 @@ def speed(run: Run) -> float | None:
     return SPEED[run.env].get(f"rl2-{arch}" if script == R else arch)
 
 
+def duration(hours: float) -> str:
+    """Minutes below an hour."""
+    return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:,.1f} h"
+
+
 def print_list(runs: Sequence[Run], args: Args) -> None:
     """Every command with its cost; then the sum."""
     costs = [run.frames / rate / 3600 if (rate := speed(run)) else None for run in runs]  # hours
@@ -324,12 +340,12 @@ def print_list(runs: Sequence[Run], args: Args) -> None:
         end = "  done" if find_result(Path(args.runs_dir) / run.name) else ""
         if args.learning_rates and not run.learning_rate:
             end = " --learning-rate (chosen by the tuning runs)"
-        text = "?" if cost is None else f"{cost:.2f}"
-        print(f"{run.frames:12,} frames {text:>8} h  python {shlex.join(run.command)}{end}")
+        text = "?" if cost is None else duration(cost)
+        print(f"{run.frames:12,} frames {text:>9}  python {shlex.join(run.command)}{end}")
     hours, cores, unknown = sum(filter(None, costs)), args.workers or CORES, costs.count(None)
     print(
-        f"{len(runs)} runs, {sum(run.frames for run in runs):,} frames: {hours:,.2f} hours one after the other, "
-        f"{hours / cores:,.2f} hours {cores} side by side, evaluations apart"
+        f"{len(runs)} runs, {sum(run.frames for run in runs):,} frames: {duration(hours)} one after the other, "
+        f"{duration(hours / cores)} {cores} side by side, evaluations apart"
         + (f", without {unknown} runs of unmeasured speed" if unknown else "")
     )
 
@@ -345,10 +361,36 @@ class RunFailed(Exception):
         return "exit status {}\n{}".format(*self.args)
 
 
+def read_json(path: Path, *names: str) -> dict[str, Any] | None:
+    """The object in a file, which must have these names; None if it is not there, or damaged: that is put aside."""
+    try:
+        value = json.loads(path.read_bytes())
+        if isinstance(value, dict) and value.keys() >= set(names):
+            return value
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        pass
+    path.replace(f"{path}.damaged")
+    note(f"{path} is damaged; it is now {path.name}.damaged, and the run goes on without it.")
+    return None
+
+
 def find_result(folder: Path) -> dict[str, Any] | None:
     """The result.json of a run's folder, if it is finished."""
     paths = sorted(folder.glob("*/result.json"))
-    return json.loads(paths[-1].read_text()) | {"folder": paths[-1].parent.name} if paths else None
+    result = read_json(paths[-1], "evaluation", "eval_history", "parameters", "args") if paths else None
+    return result and result | {"folder": paths[-1].parent.name}
+
+
+def lock_file(file: Any, how: int) -> None:
+    """Locks an open file. Raises BlockingIOError if somebody else has it."""
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:  # NFS or Lustre without locks
+        note(f"{file.name} cannot be locked ({error.strerror}): start no second sweep in these folders.")
 
 
 def describe_machine() -> dict[str, str]:
@@ -358,7 +400,8 @@ def describe_machine() -> dict[str, str]:
         cpu = (re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [cpu])[0]
     try:
         git = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
-        commit = git(["git", "describe", "--always"]).stdout.strip()
+        ours = git(["git", "ls-files", "--error-unmatch", "reproduce.py"]).returncode == 0  # not a folder around us
+        commit = git(["git", "describe", "--always"]).stdout.strip() if ours else ""
         changed = git(["git", "diff", "--quiet", "HEAD", "--", "*.py"]).returncode
         commit += "-dirty" if commit and changed else ""
     except OSError:  # a machine without git
@@ -370,9 +413,10 @@ def describe_machine() -> dict[str, str]:
 def note_machine(folder: Path) -> None:
     """Adds this machine to machine.json; of a run that was done in pieces every one is kept."""
     path, here = folder / "machine.json", describe_machine()
-    before = json.loads(path.read_text()) if path.exists() else here
+    before = read_json(path, *here) or here
     both = {k: before[k] if v in before[k].split("; ") else f"{before[k]}; {v}" for k, v in here.items()}
-    path.write_text(json.dumps(both))
+    path.with_suffix(".new").write_text(json.dumps(both))
+    path.with_suffix(".new").replace(path)
 
 
 def command_line(run: Run, folder: Path) -> list[str]:
@@ -383,18 +427,28 @@ def command_line(run: Run, folder: Path) -> list[str]:
     return [*run.command, "--runs-dir", str(folder)]
 
 
+# Started before a script: on Linux the system sends it SIGTERM when the thread that started it ends, for any reason.
+DIE_TOGETHER = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 def execute(run: Run, folder: Path, stop_file: Path) -> dict[str, str] | None:
     """Does one run in its folder, from its last checkpoint if there is one, and returns its row. Raises RunFailed.
 
-    The script inherits the lock: if this process dies and the script goes on, whoever takes up the run waits for the
-    script to end. (It also locks its own folder, inside this one, against anyone who resumes it by hand.) Where
+    If this process dies, so does the script, at a checkpoint; it inherits the lock, so that whoever takes up the run
+    waits for that. (It also locks its own folder, inside this one, against anyone who resumes it by hand.) Where
     `stop_file` appears, the run is stopped at a checkpoint, and None is returned.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         while not stop_file.exists():
             with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             time.sleep(0.5)
         if find_result(folder) is not None:
@@ -404,7 +458,7 @@ def execute(run: Run, folder: Path, stop_file: Path) -> dict[str, str] | None:
         note_machine(folder)
         with open(folder / "log.txt", "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, *command_line(run, folder)],
+                [sys.executable, "-c", DIE_TOGETHER, sys.executable, "-u", *command_line(run, folder)],
                 cwd=ROOT,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -466,7 +520,7 @@ def make_row(run: Run, folder: Path) -> dict[str, str]:
     every evaluation; wall_time: s; args: all of the script's.
     """
     result = find_result(folder)
-    where = json.loads((folder / "machine.json").read_text())
+    where = read_json(folder / "machine.json") or {"machine": "", "python": "", "commit": ""}
     total = result["evaluation"]["meta_episodic_return"]
     test = result.get("test_evaluation") or {}
     started = datetime.fromtimestamp(int(re.search(r"__(\d+)$", result["folder"])[1]), timezone.utc)
@@ -494,7 +548,11 @@ def make_row(run: Run, folder: Path) -> dict[str, str]:
 
 
 def run_of(row: dict[str, str]) -> Run:
-    """The run that a row is of."""
+    """The run that a row is of. Raises ValueError or KeyError if a value of the row cannot be read."""
+    for name in ("frames", "return", "last_return", "parameters", "base_parameters", "wall_time"):
+        float(row[name])
+    for name in ("episode_returns", "curve", "versions", "args"):
+        json.loads(row[name])
     flags = row["command"].split()
     values = dict(zip(flags, flags[1:], strict=False))
     every, rate = values.get("--eval-interval"), values.get("--learning-rate")
@@ -505,20 +563,23 @@ def run_of(row: dict[str, str]) -> Run:
 def read_rows(results_dir: Path, without: Iterable[Run] = ()) -> Rows:
     """The last row of every run in results_dir/*.csv, `without` some.
 
-    Skips what a full disk left of a row, and rows of commands that are no longer a method's. Refuses other columns.
+    Passes over what a full disk left of a row, and commands that are no longer a method's. Refuses other columns.
     """
     csv.field_size_limit(10**8)
     rows: Rows = {}
     for path in sorted(results_dir.glob("*.csv")):
-        header, *lines = path.read_text().split("\n")  # no value has a newline
-        if header and header != ",".join(COLUMNS):
+        header, *lines = path.read_bytes().split(b"\n")  # no value has a newline
+        if header and header.decode(errors="replace") != ",".join(COLUMNS):
             fail(f"{path} has other columns than this version writes: move it away, or choose another --results-dir.")
-        for values in (next(csv.reader([line]), []) for line in lines):
-            if len(values) == len(COLUMNS):
-                row = dict(zip(COLUMNS, values, strict=True))
-                run = run_of(row)
-                if shlex.join(run.command) == row["command"] and run not in without:
-                    rows[run] = row
+        for number, line in enumerate(lines, 2):
+            try:
+                row = dict(zip(COLUMNS, *csv.reader([line.decode()]), strict=True)) if line else None
+                run = row and run_of(row)
+            except (ValueError, KeyError, TypeError, csv.Error):
+                note(f"line {number} of {path} is no whole row and is passed over.")
+                continue
+            if row and shlex.join(run.command) == row["command"] and run not in without:
+                rows[run] = row
     return rows
 
 
@@ -526,8 +587,9 @@ def append_row(row: dict[str, str], results_dir: Path) -> None:
     """Adds a row to its environment's file, unless it is there; sweeps side by side wait for each other."""
     text = io.StringIO()
     csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(row)
-    with open(results_dir / f"{row['env']}.csv", "a+", newline="") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    path = results_dir / f"{row['env']}.csv"
+    with open(path, "a+", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        lock_file(file, fcntl.LOCK_EX)
         file.seek(0)
         before = file.read()
         if not before:
@@ -573,14 +635,23 @@ def ray_executor(workers: int, address: str | None) -> Executor:
 
 @contextmanager
 def watching_signals() -> Iterator[list[signal.Signals]]:
-    """A list that Ctrl-C and SIGTERM are put into; a second one ends the program at once. Puts the handlers back."""
+    """A list that Ctrl-C, SIGTERM and SIGHUP are put into; a second one ends this program at once, and so its scripts.
+
+    Puts the handlers back.
+    """
     received: list[signal.Signals] = []
 
     def receive(number: int, frame: Any) -> None:
         received.append(signal.Signals(number))
-        signal.signal(number, signal.SIG_DFL)
+        for any_of_them in before:
+            signal.signal(any_of_them, signal.SIG_DFL)
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    stopping = [
+        number
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    ]
+    before = {number: signal.signal(number, receive) for number in stopping}
     try:
         yield received
     finally:
@@ -620,9 +691,14 @@ def sweep(runs: Sequence[Run], executor: Executor, args: Args, signals: Sequence
                 error = getattr(error, "cause", error)  # Ray wraps what a task raises
                 if error is None:
                     row = future.result()
-                    append_row(row, results_dir)
-                    done.append(run)
                     queued.remove(run)
+                    try:
+                        append_row(row, results_dir)
+                    except OSError as why:  # a full disk
+                        failed[run] = f"its row could not be written ({why}). The run is finished: once there is room, "
+                        failed[run] += "the same command adds the row."
+                        continue
+                    done.append(run)
                     bar.write(f"done: {run.name}: return {float(row['return']):.2f}, {row['wall_time']} s")
                 elif attempts[run] < args.retries and not (isinstance(error, RunFailed) and error.args[0] == 2):
                     attempts[run] += 1
@@ -897,8 +973,8 @@ def draw(target: str, rows: Rows, runs: Sequence[Run], path: Path) -> list[Path]
         draw_figure(target, {run: rows[run] for run in runs if run in rows}, path)
         return [path.with_suffix(".png"), path.with_suffix(".svg")]
     text = "\n\n".join(filter(None, (make_table(rows, runs, target), make_comparison_table(rows, {target: runs}))))
+    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     print(text)
-    path.with_suffix(".md").write_text(text + "\n")
     return [path.with_suffix(".md")]
 
 
@@ -1010,7 +1086,7 @@ def make_readme(results_dir: Path) -> None:
     rows = read_rows(results_dir)
     blocks = readme_blocks(rows)
     for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))):
-        page.write_text(fill_blocks(page.read_text(), blocks))
+        page.write_text(fill_blocks(page.read_text(encoding="utf-8"), blocks), encoding="utf-8")
     for target in FIGURES:
         if runs := kept_runs(rows, target):
             print("drawn:", *draw(target, rows, runs, ROOT / "pictures" / target))
@@ -1029,8 +1105,11 @@ def make_executor(args: Args) -> Executor:
     try:
         for folder in (args.runs_dir, args.results_dir):
             Path(folder).mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder) as file:
+                file.write(bytes(2**16))  # there is room for a row
     except OSError as error:
-        fail(f"cannot make {error.filename} ({error.strerror}): choose another --runs-dir or --results-dir.")
+        where = error.filename or folder
+        fail(f"cannot write to {where} ({error.strerror}): choose another --runs-dir or --results-dir.")
     workers = args.workers or CORES
     return ray_executor(workers, args.address) if with_ray else local_executor(workers)
 
@@ -1094,4 +1173,9 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__.partition("\n")[0]))
+    sys.stdout.reconfigure(errors="replace")  # a terminal without "±"
+    try:
+        main(tyro.cli(Args, description=__doc__.partition("\n")[0]))
+    except BrokenPipeError:  # the reader of the output has gone, as in `--list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it exits
+        raise SystemExit(1) from None

@@ -1,6 +1,7 @@
 """reproduce.py: the run lists against the paper, the statistics by hand, whole sweeps, and the kept results."""
 
 import csv
+import errno
 import fcntl
 import json
 import math
@@ -199,10 +200,17 @@ def test_list_runs_nothing_and_adds_up(capsys, tmp_path):
     assert commands == [shlex.join(run.command) for run in reproduce.make_runs(args)]
     speeds = reproduce.SPEED["Grid-World"]
     hours = 2e6 / 3600 * (5 / speeds["standard"] + 30 / speeds["hyper"])
-    assert (
-        f"35 runs, 70,000,000 frames: {hours:.2f} hours one after the other, {hours / 2:.2f} hours 2 side by side"
-        in out
-    )
+    assert f"35 runs, 70,000,000 frames: {hours:.1f} h one after the other, {hours / 2:.1f} h 2 side by side" in out
+    assert f" {2e6 / 60 / speeds['hyper']:.0f} min  python varibad_hyper.py --env Grid-World --init bias" in out
+
+
+def test_list_may_be_cut_short():
+    """`python reproduce.py table1 --list | head -1`"""
+    command = [sys.executable, "-u", str(ROOT / "reproduce.py"), "table1", "--list"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "python varibad_hyper.py" in process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 1
 
 
 def test_the_cost_of_every_default_run_is_known(capsys):
@@ -317,7 +325,7 @@ def test_bold_with_known_tables():
 
 def fake_row(run, value, **more):
     return {
-        **dict.fromkeys(reproduce.COLUMNS, ""),
+        **dict.fromkeys(reproduce.COLUMNS, "0"),
         **{"command": shlex.join(run.command), "return": str(value), "env": run.env, "method": run.method},
         **{"size": run.size or "", "seed": str(run.seed)},
         **more,
@@ -795,7 +803,7 @@ def test_sweep_with_a_run_that_fails_and_one_that_is_interrupted(executor, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("executor", "number"), [("local", signal.SIGINT), pytest.param("ray", signal.SIGTERM, marks=needs_ray)]
+    ("executor", "number"), [("local", signal.SIGHUP), pytest.param("ray", signal.SIGTERM, marks=needs_ray)]
 )
 def test_interrupted_sweep_stops_at_checkpoints_and_goes_on(executor, number, tmp_path):
     flags = ["figure1", "--envs", "Grid-World", "--methods", "bias", "--seeds", "1", "2", "3", "--workers", "2"]
@@ -871,8 +879,9 @@ result |= {"parameters": {"total": 2, "base_network": 1}, "SPS": 3200, "versions
 """
 
 
-def test_two_that_want_the_same_run_do_not_both_do_it(tmp_path, monkeypatch):
-    """The second waits for the script of the first, also when whoever started that is gone."""
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_that_want_the_same_run_do_not_both_do_it(killed, tmp_path, monkeypatch):
+    """The second waits for the first; if that is killed, its script ends with it, and the second begins anew."""
     script = tmp_path / "slow.py"
     script.write_text(FAKE_SCRIPT)
     code = (
@@ -882,12 +891,14 @@ def test_two_that_want_the_same_run_do_not_both_do_it(tmp_path, monkeypatch):
     first = subprocess.Popen([sys.executable, "-c", code, script, tmp_path / "run"], cwd=ROOT)
     while not (tmp_path / "run" / "x__1").exists():
         time.sleep(0.05)
-    first.kill()
-    first.wait()
-    started = time.time()
+    if killed:
+        first.kill()
+        first.wait()
+        (tmp_path / "run" / "x__1").rmdir()
+        monkeypatch.setitem(reproduce.METHODS, "bias", ("", str(script), ""))
     row = reproduce.execute(Run("Walker", "bias", 1, 9600), tmp_path / "run", tmp_path / "no")
-    assert time.time() - started > 1  # it waited
-    assert [path.name for path in (tmp_path / "run").glob("*/")] == ["x__1"]  # and did not start it again
+    if not killed:  # the second found the first one's result: its own script would have failed
+        assert first.wait() == 0
     assert (row["return"], row["return_stderr"], row["env"]) == ("1.0", "0.5", "Walker")
     assert row["commit"] and row["machine"]
 
@@ -977,6 +988,142 @@ def test_a_machine_without_git(monkeypatch):
 
     monkeypatch.setattr(reproduce.subprocess, "run", run)
     assert reproduce.describe_machine()["commit"] == ""
+
+
+def test_a_repository_around_a_copy_is_not_named(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / "copy").mkdir()
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path / "copy")
+    assert reproduce.describe_machine()["commit"] == ""
+
+
+@pytest.mark.parametrize("content", [b"", b'{"evaluation": {', b"[]", b"{}", b"\xff\xfe", b"null"])
+def test_a_damaged_result_counts_as_absent(content, tmp_path, capsys):
+    folder = tmp_path / "x__1"
+    folder.mkdir()
+    (folder / "result.json").write_bytes(content)
+    (tmp_path / "machine.json").write_bytes(content)
+    assert reproduce.find_result(tmp_path) is None and reproduce.find_result(tmp_path) is None
+    assert capsys.readouterr().err.count("result.json is damaged") == 1
+    assert (folder / "result.json.damaged").read_bytes() == content
+    reproduce.note_machine(tmp_path)
+    assert json.loads((tmp_path / "machine.json").read_text()) == reproduce.describe_machine()
+
+
+def test_no_locks_are_told_once(tmp_path, monkeypatch, capsys):
+    """As NFS and Lustre without them do."""
+
+    def flock(file, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(reproduce.fcntl, "flock", flock)
+    for k in (1, 2):
+        reproduce.append_row(fake_row(Run("Walker", "bias", k, 100), k), tmp_path)
+    assert len(reproduce.read_rows(tmp_path)) == 2
+    assert capsys.readouterr().err.count("cannot be locked (Function not implemented)") == 1
+
+
+def test_rows_that_cannot_be_read_are_passed_over(tmp_path, capsys):
+    """Each is told once, with file and line; the whole ones count."""
+    path, runs = tmp_path / "Walker.csv", [Run("Walker", "bias", k, 100) for k in range(1, 8)]
+    for run in runs:
+        reproduce.append_row(fake_row(run, run.seed, args='{"a": 1}', curve="[[0, 1]]"), tmp_path)
+    lines = path.read_bytes().split(b"\n")
+    lines[1] = lines[1][:-4]  # inside the last column
+    lines[2] = lines[2].replace(b",2,", b",two,", 1).replace(b",2,", b",two,")
+    lines[3] = lines[3].replace(b"bias", b"bi\xff\xfes")
+    lines[4] += lines[5]  # a lost end of line
+    del lines[5]
+    path.write_bytes(b"\n".join(lines))
+    reproduce.append_row(fake_row(Run("Walker", "bias", 9, 100), 9), tmp_path)  # a file that is not UTF-8 still grows
+    assert sorted(run.seed for run in reproduce.read_rows(tmp_path)) == [6, 7, 9]
+    error = capsys.readouterr().err
+    assert [f"line {k} of {path}" in error for k in range(1, 8)] == [False, True, True, True, True, False, False]
+    reproduce.read_rows(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_results_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    """Nowhere to write is told before a run; a disk that fills up later costs no run."""
+    args = local_args(tmp_path, seeds=(1,))
+    (tmp_path / "results").symlink_to("/proc")  # where nobody makes files, not even root
+    with pytest.raises(SystemExit) as exit_:
+        reproduce.main(args)
+    assert exit_.value.code == 2 and "choose another --runs-dir or --results-dir" in capsys.readouterr().err
+    (tmp_path / "results").unlink()
+
+    script = tmp_path / "quick.py"
+    script.write_text(FAKE_SCRIPT.replace("sleep(3)", "sleep(0)"))
+    monkeypatch.setitem(reproduce.METHODS, "bias", ("Bias-HyperInit", str(script), ""))
+
+    def full(row, results_dir):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_:
+        patch.setattr(reproduce, "append_row", full)
+        reproduce.main(args)
+    assert exit_.value.code == 1
+    assert "its row could not be written ([Errno 28] No space left on device)" in capsys.readouterr().err
+    (result,) = tmp_path.glob("runs/*/x__1/result.json")
+    before = result.stat().st_mtime_ns
+    monkeypatch.setattr(reproduce, "draw", lambda *of: [])
+    reproduce.main(args)
+    assert result.stat().st_mtime_ns == before and "1 of them done" in capsys.readouterr().out
+    assert (tmp_path / "results" / "Grid-World.csv").read_text().count("\n") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGKILL,)])
+def test_no_script_outlives_its_sweep(numbers, tmp_path):
+    """Ctrl-C twice, or a kill: the scripts end at a checkpoint, and the next sweep goes on."""
+    command = tiny(tmp_path, "local", "figure1", "--envs", "Grid-World", "--methods", "bias", "--seeds", "1")
+    command[command.index(str(FRAMES))] = "24000"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 200
+    while not list(tmp_path.glob("runs/*/*/checkpoint.pt")) and time.time() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.2)
+    process.wait(timeout=60)
+    (log,) = tmp_path.glob("runs/*/log.txt")
+    while "stopped by SIGTERM after iteration" not in log.read_text() and time.time() < deadline:
+        time.sleep(0.1)
+    (checkpoint,) = tmp_path.glob("runs/*/*/checkpoint.pt")
+    with open(checkpoint.parent / "lock") as lock:
+        while True:  # until it has ended
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                assert time.time() < deadline
+                time.sleep(0.1)
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("runs/*/*/checkpoint.pt"))) == 1
+
+
+def test_a_terminal_without_plus_minus(tmp_path):
+    rows = [fake_row(Run("Grid-World", "bias", k, 4_000_000), k, curve="[[0, 1]]") for k in (1, 2)]
+    code = (
+        "import sys, runpy, reproduce; from pathlib import Path;"
+        "sys.argv = ['reproduce.py', 'table1', '--envs', 'Grid-World', '--methods', 'bias', '--seeds', '1', '2',"
+        "'--executor', 'local', '--results-dir', sys.argv[1], '--runs-dir', sys.argv[1]];"
+        "runpy.run_path(reproduce.__file__, run_name='__main__')"
+    )
+    for row in rows:
+        reproduce.append_row(row, tmp_path)
+        run = reproduce.run_of(row)
+        (tmp_path / run.name / "x__1").mkdir(parents=True)
+        mean = {"mean": float(row["return"]), "stderr": 0.5}
+        result = {"evaluation": {"meta_episodic_return": mean}, "eval_history": [[1, mean["mean"]]], "frames": 4e6}
+        result |= {"parameters": {"total": 2, "base_network": 1}, "SPS": 3200, "versions": {}, "args": {}}
+        (tmp_path / run.name / "x__1" / "result.json").write_text(json.dumps(result | {"wall_time": 3}))
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "1.5 ? 0.5" in done.stdout, done.stderr
+    assert "1.5 ± 0.5" in (tmp_path / "table1.md").read_text(encoding="utf-8")
 
 
 def test_refused_arguments_are_not_tried_again(tmp_path, monkeypatch, capsys):
