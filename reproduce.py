@@ -911,6 +911,7 @@ def draw_curves(axis: Any, rows: Rows, env: str) -> None:
         axis.text(0, BAYES_OPTIMAL, f" Bayes-optimal {BAYES_OPTIMAL:.2f}", va="bottom", fontsize=8)
         axis.set_ylim(top=BAYES_OPTIMAL + 4)
     axis.set(xlabel="frames", ylabel="return of a meta-episode", xlim=(0, None))
+    axis.xaxis.set_major_formatter(lambda frames, _: f"{frames / 1e6:g}M" if frames else "0")
 
 
 def draw_sizes(axis: Any, rows: Rows, env: str, column: str) -> None:
@@ -941,10 +942,10 @@ def draw_rates(axis: Any, rows: Rows, env: str) -> None:
     axis.minorticks_off()
 
 
-FIGURES = {  # what draws a panel of an environment; what else the panels differ in
-    "figure1": (draw_curves, [()]),
-    "figure3": (draw_sizes, [("base_parameters",), ("parameters",)]),
-    "robustness": (draw_rates, [()]),
+FIGURES = {  # what draws a panel of an environment; what else the panels differ in; what the legend explains
+    "figure1": (draw_curves, [()], "mean; band: standard error over seeds"),
+    "figure3": (draw_sizes, [("base_parameters",), ("parameters",)], "mean and standard error over seeds"),
+    "robustness": (draw_rates, [()], "line: mean; dots: seeds"),
 }
 
 
@@ -956,14 +957,14 @@ def draw_figure(target: str, rows: Rows, path: Path) -> None:
     matplotlib.rcParams.update({"svg.hashsalt": "", "svg.fonttype": "none"})  # the same rows give the same file
     import matplotlib.pyplot as plt
 
-    draw_panel, more = FIGURES[target]
+    draw_panel, more, legend = FIGURES[target]
     panels = [(env, of) for env in PRESETS if rows_of(rows, rows, env=env) for of in more]
     size = (5.5 * len(panels), 4)
     figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
     for axis, (env, of) in zip(axes[0], panels, strict=True):
         axis.set_title(env)
         draw_panel(axis, {run: row for run, row in rows.items() if run.env == env}, env, *of)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, title=legend, title_fontsize=8)
     save(figure, path)
 
 
