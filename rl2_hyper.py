@@ -59,7 +59,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import gridworld
-from hyperinit import FilmLinear, HyperLinear, init_film_linear_, init_hyper_linear_, normc_
+from hyperinit import TANH_GAIN, FilmLinear, HyperLinear, init_film_linear_, init_hyper_linear_, normc_
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments, in the groups that --help shows. The defaults are Grid-World's; PRESETS has what differs elsewhere.
@@ -75,8 +75,8 @@ class RunArgs:
     """initialisation of the hypernetwork's heads (hyperinit.py); the standard architecture has none"""
     base_init: Literal["normc", "orthogonal", "kaiming"] = "normc"
     """f, the base network's own initialisation, which Bias- and Weight-HyperInit draw from"""
-    seed: int = 1  # seeds all randomness; on one CPU the same seed gives the same run, bit for bit
-    total_timesteps: int = 4_000_000  # frames (steps of all environments) to train for; 2e6 works too
+    seed: int = 1  # seeds all randomness; on the same CPU it gives the same run, bit for bit
+    total_timesteps: int = 4_000_000  # frames (steps of all environments) to train for; may be written 2e6
     exp_name: str = ""  # added to the run folder's name, to tell runs apart that differ in other flags
     runs_dir: str = "runs"  # folder that holds the run folders
     resume: str | None = None  # a run folder to continue; only flags that do not affect the results may change
@@ -87,7 +87,7 @@ class RunArgs:
     eval_tasks: int = 32  # tasks per evaluation (Meta-World: training and test tasks each); Grid-World takes every goal
     cuda: bool = True  # use a GPU if there is one
     torch_deterministic: bool = True  # restrict cuDNN to deterministic algorithms
-    threads: int = 1  # CPU threads of updates and of MuJoCo's physics
+    threads: int = 1  # CPU threads of updates, evaluations and MuJoCo's physics
     track: bool = False  # send the logged scalars to Weights & Biases (pip install -r requirements-optional.txt)
     wandb_project_name: str = "hyperinit"  # W&B project
     wandb_entity: str | None = None  # W&B team or user (default: yours)
@@ -148,7 +148,6 @@ class Args(EncoderArgs, PolicyArgs, PPOArgs, TaskArgs, RunArgs):
 # ---------------------------------------------------------------------------------------------------------------------
 # Policy
 
-TANH_GAIN = nn.init.calculate_gain("tanh")  # 5/3
 BASE_INITS = {
     "normc": partial(normc_, gain=TANH_GAIN),
     "orthogonal": partial(nn.init.orthogonal_, gain=TANH_GAIN),
@@ -163,7 +162,7 @@ def init_base_network_(layers: nn.ModuleList, head: Literal["discrete", "continu
     discrete actions, normc with gain 1 for continuous ones, and PyTorch's default for the critic.
     """
     for layer in layers:
-        # The gain, which HFI and HFO use, is that of the layer's activation; for discrete actions' logits, that of f.
+        # Only HFI and HFO use the gain: tanh's, none for an output, 0.01 for logits.
         f_weight, f_bias, gain = BASE_INITS[args.base_init], nn.init.zeros_, TANH_GAIN
         if layer is layers[-1]:
             gain = 1.0
@@ -195,7 +194,7 @@ class Policy(nn.Module):
     hyper (section 4.1): the embedding's features x pass the hypernetwork's hidden layers, if any, and its heads, which
     generate the weights of both base networks; the heads are kept inside the layers (`hyperinit.py`).
     film (section 4.3): x scales and shifts the layers. standard (section 3.2): x is an input beside the observation's.
-    NOTE: HFI, HFO and Weight-HyperInit assume |x|^2 = K; behind tanh x is smaller, and so are the weights it generates.
+    NOTE: HFI and HFO assume |x|^2 = K; behind tanh x is smaller, and so are the weights that they generate.
     """
 
     def __init__(self, obs_dim: int, embedding_dim: int, actor_dim: int, discrete: bool, args: Args):
@@ -206,19 +205,19 @@ class Policy(nn.Module):
         hyper_sizes = [width, *args.hyper_layers]
         self.hyper_hidden = nn.ModuleList(map(nn.Linear, hyper_sizes, hyper_sizes[1:]))
         if args.arch == "standard":
-            layer, sizes = nn.Linear, [obs_width + width, *args.base_layers]
+            make_layer, sizes = nn.Linear, [obs_width + width, *args.base_layers]
         else:
             layer = HyperLinear if args.arch == "hyper" else FilmLinear
-            layer, sizes = partial(layer, embedding_features=hyper_sizes[-1]), [obs_width, *args.base_layers]
-        self.actor = nn.ModuleList(map(layer, sizes, [*sizes[1:], actor_dim]))
-        self.critic = nn.ModuleList(map(layer, sizes, [*sizes[1:], 1]))
+            make_layer, sizes = partial(layer, embedding_features=hyper_sizes[-1]), [obs_width, *args.base_layers]
+        self.actor = nn.ModuleList(map(make_layer, sizes, [*sizes[1:], actor_dim]))
+        self.critic = nn.ModuleList(map(make_layer, sizes, [*sizes[1:], 1]))
         init_base_network_(self.actor, "discrete" if discrete else "continuous", args)
         init_base_network_(self.critic, "critic", args)
         self.log_std = None if discrete else nn.Parameter(torch.zeros(actor_dim))  # free, not generated
 
     def forward(self, obs: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Actor's outputs [B, A] and values [B] of normalised observations [B, D] and embeddings [B, embedding_dim]."""
-        x = self.embedding_features(embedding)  # [B, K]
+        x = self.embedding_features(embedding)
         actor = self.obs_features(obs)  # [B, state_features]
         if self.arch == "standard":
             actor, task = torch.cat([actor, x], dim=-1), ()  # [B, state_features + K]
@@ -241,7 +240,7 @@ class Policy(nn.Module):
 class Encoder(nn.Module):
     """The task embedding: a GRU over (action, next observation, reward), then linear + ReLU.
 
-    Duan et al., 2016; section 3.2 of the paper. It reads what is not normalised.
+    Duan et al., 2016; section 3.2 of the paper. Its inputs are raw.
     """
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args):
@@ -374,7 +373,7 @@ def policy_loss(logratio: Tensor, advantages: Tensor, clip_coef: float) -> Tenso
 
 
 def value_loss(newvalues: Tensor, values: Tensor, returns: Tensor, clip_coef: float) -> Tensor:
-    """Half the larger of Huber's loss and that of the value held within clip_coef of the old one; [B] to a scalar."""
+    """Half the larger of two Huber losses: of the new value, and of it held within clip_coef of the old; a scalar."""
     clipped = values + (newvalues - values).clamp(-clip_coef, clip_coef)
     losses = F.smooth_l1_loss(newvalues, returns, reduction="none")
     return 0.5 * torch.max(losses, F.smooth_l1_loss(clipped, returns, reduction="none")).mean()
@@ -414,7 +413,7 @@ def main(args: Args) -> Path | None:
     seeds = seeds_of(args)
     torch.manual_seed(seeds["torch"])
     batch_size = args.num_envs * args.num_steps
-    with refusing_sizes():
+    with refusing_sizes():  # one sentence if something does not fit
         envs, eval_envs = make_envs(args, args.num_envs), make_eval_envs(args)
         agent = Agent(envs, args).to(device)
     envs.reset(seeds["train_envs"])
@@ -440,12 +439,13 @@ def main(args: Args) -> Path | None:
                     dist, value = agent(obs, agent.embedding(belief))
                     action = dist.sample()
                     step = (to_tensor(x, device) for x in envs.step(action.cpu().numpy()))
+                    # final_obs is what the action led to; where that ended an episode, next_obs is the next one's first
                     final_obs, reward, task_done, time_limit, next_obs, discounted_return = step
                     belief = agent.update_belief(belief, action, final_obs, reward)
 
-                    # META-RL: `done` is the end of the meta-episode. If time ran out, the value of the last observation
-                    # stands for what would have followed; its flag is cleared, since the policy never acts on
-                    # observations that ended an episode.
+                    # META-RL: `done` is the end of the meta-episode. If it ended by time, the value of the last
+                    # observation stands for what would have followed; its flag "episode just ended" is cleared, since
+                    # the policy never acts on observations that have it.
                     final_value = torch.zeros_like(value)
                     if time_limit.any():
                         final_value = time_limit * agent(envs.clear_flag(final_obs), agent.embedding(belief))[1]
@@ -454,7 +454,7 @@ def main(args: Args) -> Path | None:
                     decision = obs, action, dist.log_prob(action), value
                     steps.append(Rollout(*decision, final_obs, reward, task_done, final_value, discounted_return))
                 next_value = agent(next_obs, agent.embedding(belief))[1]  # [N]
-            rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .]
+            rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .], now for gradients
             memory.belief = belief
             learning = iteration * batch_size >= args.learning_starts
             torch.set_num_threads(args.threads)

@@ -13,8 +13,8 @@ embeddings, VAE update. That is the algorithm. Below `main` stands what serves i
 buffer, tasks, presets, and `Run`, which logs and saves.
 
 Tensors are time-major and their shapes are noted with these letters: T steps, N environments, B batch, D observation,
-A action, L task embedding m, H GRU state, K hypernetwork features, E steps whose ELBO is taken, J transitions that
-each of them decodes. What the policy sees of m, its "embedding", is the posterior's mean and log-variance, 2L.
+A action, L task embedding m, H GRU state, K hypernetwork features, E posteriors whose ELBO is taken, J transitions
+that each of them decodes. What the policy sees of m, its "embedding", is the posterior's mean and log-variance, 2L.
 `# META-RL:` marks where PPO differs from single-task PPO, `# NOTE:` where this code differs from the paper or from its
 authors' code.
 """
@@ -61,7 +61,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import gridworld
-from hyperinit import FilmLinear, HyperLinear, init_film_linear_, init_hyper_linear_, normc_
+from hyperinit import TANH_GAIN, FilmLinear, HyperLinear, init_film_linear_, init_hyper_linear_, normc_
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments, in the groups that --help shows. The defaults are Grid-World's; PRESETS has what differs elsewhere.
@@ -79,8 +79,8 @@ class RunArgs:
     """f, the base network's own initialisation, which Bias- and Weight-HyperInit draw from"""
     embedding: Literal["posterior", "one-hot"] = "posterior"
     """what the policy knows about the task: VariBAD's posterior, or the true task, one-hot (multi-task upper bound)"""
-    seed: int = 1  # seeds all randomness; on one CPU the same seed gives the same run, bit for bit
-    total_timesteps: int = 4_000_000  # frames (steps of all environments) to train for; 2e6 works too
+    seed: int = 1  # seeds all randomness; on the same CPU it gives the same run, bit for bit
+    total_timesteps: int = 4_000_000  # frames (steps of all environments) to train for; may be written 2e6
     exp_name: str = ""  # added to the run folder's name, to tell runs apart that differ in other flags
     runs_dir: str = "runs"  # folder that holds the run folders
     resume: str | None = None  # a run folder to continue; only flags that do not affect the results may change
@@ -91,7 +91,7 @@ class RunArgs:
     eval_tasks: int = 32  # tasks per evaluation (Meta-World: training and test tasks each); Grid-World takes every goal
     cuda: bool = True  # use a GPU if there is one
     torch_deterministic: bool = True  # restrict cuDNN to deterministic algorithms
-    threads: int = 1  # CPU threads of updates and of MuJoCo's physics
+    threads: int = 1  # CPU threads of updates, evaluations and MuJoCo's physics
     track: bool = False  # send the logged scalars to Weights & Biases (pip install -r requirements-optional.txt)
     wandb_project_name: str = "hyperinit"  # W&B project
     wandb_entity: str | None = None  # W&B team or user (default: yours)
@@ -129,7 +129,9 @@ class PPOArgs:
 @dataclass
 class PolicyArgs:
     state_features: int = 16  # units of a tanh layer for the observation (0: none)
-    embedding_features: int = 25  # units of a tanh layer for the task embedding (0, or a one-hot one: none)
+    embedding_features: int = (
+        25  # units of a tanh layer for the task embedding (0: none; never with --embedding one-hot)
+    )
     base_layers: tuple[int, ...] = (32, 32)  # hidden tanh layers of the base network, in actor and critic each
     hyper_layers: tuple[int, ...] = ()  # hidden ReLU layers of the hypernetwork (none: it is linear)
     hyper_bias: bool = True  # the hypernetwork's heads have a bias
@@ -150,7 +152,7 @@ class VAEArgs:
     vae_batch: int = 50  # meta-episodes per VAE update
     vae_updates: int = 5  # VAE updates per iteration
     vae_subsample: int = 0  # random steps whose ELBO is taken, and random transitions that each decodes (0: all)
-    kl_weight: float = 0.25  # weight of the KL against the reconstruction, of one meta-episode
+    kl_weight: float = 0.25  # weight of the KL against the reconstruction
 
 
 @dataclass
@@ -161,7 +163,6 @@ class Args(VAEArgs, PolicyArgs, PPOArgs, TaskArgs, RunArgs):
 # ---------------------------------------------------------------------------------------------------------------------
 # Policy
 
-TANH_GAIN = nn.init.calculate_gain("tanh")  # 5/3
 BASE_INITS = {
     "normc": partial(normc_, gain=TANH_GAIN),
     "orthogonal": partial(nn.init.orthogonal_, gain=TANH_GAIN),
@@ -176,7 +177,7 @@ def init_base_network_(layers: nn.ModuleList, head: Literal["discrete", "continu
     discrete actions, normc with gain 1 for continuous ones, and PyTorch's default for the critic.
     """
     for layer in layers:
-        # The gain, which HFI and HFO use, is that of the layer's activation; for discrete actions' logits, that of f.
+        # Only HFI and HFO use the gain: tanh's, none for an output, 0.01 for logits.
         f_weight, f_bias, gain = BASE_INITS[args.base_init], nn.init.zeros_, TANH_GAIN
         if layer is layers[-1]:
             gain = 1.0
@@ -208,7 +209,7 @@ class Policy(nn.Module):
     hyper (section 4.1): the embedding's features x pass the hypernetwork's hidden layers, if any, and its heads, which
     generate the weights of both base networks; the heads are kept inside the layers (`hyperinit.py`).
     film (section 4.3): x scales and shifts the layers. standard (section 3.2): x is an input beside the observation's.
-    NOTE: HFI, HFO and Weight-HyperInit assume |x|^2 = K; behind tanh x is smaller, and so are the weights it generates.
+    NOTE: HFI and HFO assume |x|^2 = K; behind tanh x is smaller, and so are the weights that they generate.
     """
 
     def __init__(self, obs_dim: int, embedding_dim: int, actor_dim: int, discrete: bool, args: Args):
@@ -219,19 +220,19 @@ class Policy(nn.Module):
         hyper_sizes = [width, *args.hyper_layers]
         self.hyper_hidden = nn.ModuleList(map(nn.Linear, hyper_sizes, hyper_sizes[1:]))
         if args.arch == "standard":
-            layer, sizes = nn.Linear, [obs_width + width, *args.base_layers]
+            make_layer, sizes = nn.Linear, [obs_width + width, *args.base_layers]
         else:
             layer = HyperLinear if args.arch == "hyper" else FilmLinear
-            layer, sizes = partial(layer, embedding_features=hyper_sizes[-1]), [obs_width, *args.base_layers]
-        self.actor = nn.ModuleList(map(layer, sizes, [*sizes[1:], actor_dim]))
-        self.critic = nn.ModuleList(map(layer, sizes, [*sizes[1:], 1]))
+            make_layer, sizes = partial(layer, embedding_features=hyper_sizes[-1]), [obs_width, *args.base_layers]
+        self.actor = nn.ModuleList(map(make_layer, sizes, [*sizes[1:], actor_dim]))
+        self.critic = nn.ModuleList(map(make_layer, sizes, [*sizes[1:], 1]))
         init_base_network_(self.actor, "discrete" if discrete else "continuous", args)
         init_base_network_(self.critic, "critic", args)
         self.log_std = None if discrete else nn.Parameter(torch.zeros(actor_dim))  # free, not generated
 
     def forward(self, obs: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Actor's outputs [B, A] and values [B] of normalised observations [B, D] and embeddings [B, embedding_dim]."""
-        x = self.embedding_features(embedding)  # [B, K]
+        x = self.embedding_features(embedding)
         actor = self.obs_features(obs)  # [B, state_features]
         if self.arch == "standard":
             actor, task = torch.cat([actor, x], dim=-1), ()  # [B, state_features + K]
@@ -262,7 +263,7 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
 class Encoder(nn.Module):
     """q(m | tau_:t): a GRU over (action, next observation, reward), then linear to mean and log-variance.
 
-    Zintgraf et al., 2020; section 3.2 of the paper. It reads what is not normalised.
+    Zintgraf et al., 2020; section 3.2 of the paper. Its inputs are raw.
     The GRU starts from zeros, whose posterior is a learned prior.
     """
 
@@ -492,7 +493,7 @@ def policy_loss(logratio: Tensor, advantages: Tensor, clip_coef: float) -> Tenso
 
 
 def value_loss(newvalues: Tensor, values: Tensor, returns: Tensor, clip_coef: float) -> Tensor:
-    """Half the larger of Huber's loss and that of the value held within clip_coef of the old one; [B] to a scalar."""
+    """Half the larger of two Huber losses: of the new value, and of it held within clip_coef of the old; a scalar."""
     clipped = values + (newvalues - values).clamp(-clip_coef, clip_coef)
     losses = F.smooth_l1_loss(newvalues, returns, reduction="none")
     return 0.5 * torch.max(losses, F.smooth_l1_loss(clipped, returns, reduction="none")).mean()
@@ -571,7 +572,7 @@ def main(args: Args) -> Path | None:
     seeds = seeds_of(args)
     torch.manual_seed(seeds["torch"])
     batch_size = args.num_envs * args.num_steps
-    with refusing_sizes():
+    with refusing_sizes():  # one sentence if something does not fit
         envs, eval_envs = make_envs(args, args.num_envs), make_eval_envs(args)
         agent = Agent(envs, args).to(device)
         buffer = MetaEpisodeBuffer(args.vae_buffer, envs, device, seeds["buffer"])
@@ -601,12 +602,13 @@ def main(args: Args) -> Path | None:
                     dist, value = agent(obs, embedding)
                     action = dist.sample()
                     step = (to_tensor(x, device) for x in envs.step(action.cpu().numpy()))
+                    # final_obs is what the action led to; where that ended an episode, next_obs is the next one's first
                     final_obs, reward, task_done, time_limit, next_obs, discounted_return = step
                     belief = agent.update_belief(belief, action, final_obs, reward)
 
-                    # META-RL: `done` is the end of the meta-episode. If time ran out, the value of the last observation
-                    # stands for what would have followed; its flag is cleared, since the policy never acts on
-                    # observations that ended an episode.
+                    # META-RL: `done` is the end of the meta-episode. If it ended by time, the value of the last
+                    # observation stands for what would have followed; its flag "episode just ended" is cleared, since
+                    # the policy never acts on observations that have it.
                     final_value = torch.zeros_like(value)
                     if time_limit.any():
                         final_value = time_limit * agent(envs.clear_flag(final_obs), agent.embedding(belief))[1]
@@ -615,13 +617,13 @@ def main(args: Args) -> Path | None:
                     decision = obs, embedding, action, dist.log_prob(action), value
                     steps.append(Rollout(*decision, final_obs, reward, task_done, final_value, discounted_return))
                 next_value = agent(next_obs, agent.embedding(belief))[1]  # [N]
-            rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .]
+            rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .], now for gradients
             buffer.add(rollout, agent.action_vector(rollout.actions))
             learning = iteration * batch_size >= args.learning_starts
             torch.set_num_threads(args.threads)
 
             # --- PPO on the stored embeddings: no gradient reaches the encoder. Rollouts before --learning-starts, and
-            # always the first, only feed the normalisers.
+            # always the first, only feed normalisers and buffer.
             ppo_log: list[dict[str, Tensor]] = []  # of every minibatch
             if learning and iteration > 1:
                 reward_scale = (agent.reward_norm.var + 1e-8).sqrt()
@@ -649,7 +651,7 @@ def main(args: Args) -> Path | None:
 
             # --- VAE update, on whole meta-episodes
             vae_log: list[dict[str, Tensor]] = []  # of every update
-            if learning and agent.vae is not None and buffer.size:
+            if learning and agent.vae is not None and buffer.size:  # of finished meta-episodes
                 for _ in range(args.vae_updates):
                     parts = elbo_loss(agent.vae, buffer.sample(args.vae_batch), args.vae_subsample, args.kl_weight)
                     vae_loss = parts.pop("elbo_loss")
