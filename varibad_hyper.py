@@ -129,9 +129,8 @@ class PPOArgs:
 @dataclass
 class PolicyArgs:
     state_features: int = 16  # units of a tanh layer for the observation (0: none)
-    embedding_features: int = (
-        25  # units of a tanh layer for the task embedding (0: none; never with --embedding one-hot)
-    )
+    embedding_features: int = 25
+    """units of a tanh layer for the task embedding (0: none; never with --embedding one-hot)"""
     base_layers: tuple[int, ...] = (32, 32)  # hidden tanh layers of the base network, in actor and critic each
     hyper_layers: tuple[int, ...] = ()  # hidden ReLU layers of the hypernetwork (none: it is linear)
     hyper_bias: bool = True  # the hypernetwork's heads have a bias
@@ -622,8 +621,8 @@ def main(args: Args) -> Path | None:
             learning = iteration * batch_size >= args.learning_starts
             torch.set_num_threads(args.threads)
 
-            # --- PPO on the stored embeddings: no gradient reaches the encoder. Rollouts before --learning-starts, and
-            # always the first, only feed normalisers and buffer.
+            # --- PPO on the stored embeddings: no gradient reaches the encoder. It skips rollouts before
+            # --learning-starts, and always the first: they feed the normalisers and the buffer.
             ppo_log: list[dict[str, Tensor]] = []  # of every minibatch
             if learning and iteration > 1:
                 reward_scale = (agent.reward_norm.var + 1e-8).sqrt()
