@@ -129,8 +129,7 @@ class PPOArgs:
 @dataclass
 class PolicyArgs:
     state_features: int = 16  # units of a tanh layer for the observation (0: none)
-    embedding_features: int = 25
-    """units of a tanh layer for the task embedding (0: none; never with --embedding one-hot)"""
+    embedding_features: int = 25  # units of a tanh layer for the task embedding (0: none; one-hot tasks have none)
     base_layers: tuple[int, ...] = (32, 32)  # hidden tanh layers of the base network, in actor and critic each
     hyper_layers: tuple[int, ...] = ()  # hidden ReLU layers of the hypernetwork (none: it is linear)
     hyper_bias: bool = True  # the hypernetwork's heads have a bias
