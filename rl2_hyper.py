@@ -162,7 +162,7 @@ def init_base_network_(layers: nn.ModuleList, head: Literal["discrete", "continu
     discrete actions, normc with gain 1 for continuous ones, and PyTorch's default for the critic.
     """
     for layer in layers:
-        # Only HFI and HFO use the gain: tanh's, none for an output, 0.01 for logits.
+        # The gain is for HFI and HFO alone: 5/3 for tanh, 1 for an output, 0.01 for logits.
         f_weight, f_bias, gain = BASE_INITS[args.base_init], nn.init.zeros_, TANH_GAIN
         if layer is layers[-1]:
             gain = 1.0
@@ -454,7 +454,7 @@ def main(args: Args) -> Path | None:
                     decision = obs, action, dist.log_prob(action), value
                     steps.append(Rollout(*decision, final_obs, reward, task_done, final_value, discounted_return))
                 next_value = agent(next_obs, agent.embedding(belief))[1]  # [N]
-            rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .], now for gradients
+            rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .], outside of inference mode
             memory.belief = belief
             learning = iteration * batch_size >= args.learning_starts
             torch.set_num_threads(args.threads)
@@ -614,7 +614,7 @@ def format_evaluations(evaluations: dict[str, Summary]) -> str:
 
 
 def parameter_counts(agent: Agent) -> dict[str, int]:
-    """Numbers of trained parameters: of everything, of the hypernetwork, and of one base network (actor and critic)."""
+    """Parameter counts: in total, of the hypernetwork, and of one base network (actor and critic)."""
     base = [*agent.policy.actor.parameters(), *agent.policy.critic.parameters()]
     stacks = [p for p in base if p.dim() == 3]  # [K+1, out, in], of which a base network gets one slice's worth
     hyper = [*agent.policy.hyper_hidden.parameters(), *stacks]
@@ -1236,13 +1236,17 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def plain_number(word: str) -> str:
-    """`2e6` as `2000000`, which int() takes; any other word of the command line as it is."""
-    name, equals, value = word.rpartition("=")
-    with suppress(ValueError, OverflowError):
-        if "e" in value.lower() and float(value) == int(float(value)):
-            return f"{name}{equals}{int(float(value))}"
-    return word
+def plain_numbers(argv: Sequence[str]) -> list[str]:
+    """A command line with `2e6` as `2000000`, which int() takes, behind flags of whole numbers."""
+    whole = {flag(name) for name, kind in get_type_hints(Args).items() if kind is int}
+    words = list(argv)
+    for i, word in enumerate(words):
+        name, equals, value = word.rpartition("=")
+        if (name.replace("_", "-") or words[i - 1].replace("_", "-")) in whole:
+            with suppress(ValueError, OverflowError):
+                if "e" in value.lower() and float(value) == int(float(value)):
+                    words[i] = f"{name}{equals}{int(float(value))}"
+    return words
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Args:
@@ -1251,7 +1255,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Args:
     With --resume or --evaluate the saved run's arguments take the preset's place; a flag that contradicts them ends the
     program with a sentence, unless it may change.
     """
-    argv = [plain_number(word) for word in (sys.argv[1:] if argv is None else argv)]
+    argv = plain_numbers(sys.argv[1:] if argv is None else argv)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # what the other flags' defaults depend on
     for name in ("env", "resume", "evaluate"):
         early.add_argument(flag(name), nargs="?")
@@ -1446,7 +1450,8 @@ class Run:
         folder = Path(args.resume or Path(args.runs_dir) / "__".join(filter(None, name)))
         try:
             folder = folder.parent if folder.is_file() else folder
-            folder.mkdir(parents=True, exist_ok=args.resume is not None)
+            if args.resume is None:
+                folder.mkdir(parents=True)
             self.lock = open(folder / "lock", "a")
         except OSError as error:
             fail(f"cannot write to the folder {folder} ({error.strerror}): choose another --runs-dir, or try again.")
@@ -1455,6 +1460,7 @@ class Run:
             for left in folder.glob("*.new"):  # by a process that was killed as it wrote
                 left.unlink()
         except BlockingIOError:
+            self.lock.close()
             fail(f"another process is training in {folder}: wait until it ends, or stop it.")
         except OSError:  # a file system without locks: nothing keeps a second process out
             pass
@@ -1477,7 +1483,7 @@ class Run:
         print(f"{dims}, {envs.max_steps} steps a task; parameters: {sizes}")
         print(f"run folder: {self.folder}")
         if self.num_iterations == 1 or frames < args.learning_starts:
-            print("note: nothing is learned in so few frames, see --learning-starts.")
+            print("note: the policy does not learn in so few frames, see --learning-starts.")
         self.bar = tqdm(total=frames, initial=self.global_step, unit="frames", unit_scale=True, mininterval=1)
         return self
 
@@ -1576,12 +1582,15 @@ class Run:
         self.bar.set_postfix_str("evaluating")
         torch.set_num_threads(self.args.threads)
         envs.blow_ups = 0
-        self.evaluating = True
         try:
+            self.evaluating = True  # from here on a signal interrupts, see receive
+            self.stop_if_signalled()  # before, it did not
             self.evaluations = evaluate_groups(agent, envs, self.args)
-        except KeyboardInterrupt:  # see receive
+            self.evaluating = False
+        except KeyboardInterrupt:
+            self.evaluating = False
             self.stop_if_signalled()
-        self.evaluating = False
+            raise
         self.blow_ups += envs.blow_ups
         torch.set_num_threads(1)
         for group, summary in self.evaluations.items():

@@ -78,11 +78,11 @@ def read(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         name, args = saved["script"], saved["args"]
-        text = (Path(__file__).parent / f"{name}.py").read_text()
-        if isinstance(args["env"], str) and "\ndef load_agent(" in text:
+        script = Path(__file__).parent / f"{name}.py"
+        if name.isidentifier() and isinstance(args["env"], str) and "\ndef load_agent(" in script.read_text():
             return name, args
     except Exception as error:  # whatever a foreign or damaged file may raise
-        if isinstance(error, OSError) and not file.is_file():
+        if isinstance(error, OSError) and not (file.is_file() and os.access(file, os.R_OK)):
             fail(f"cannot read {file} ({error.strerror}): give a run's folder, its checkpoint.pt or a model.pt.")
     fail(f"{file} holds no agent of a script beside show.py: give a run's folder, its checkpoint.pt or a model.pt.")
 

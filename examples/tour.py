@@ -6,10 +6,12 @@ It trains an agent on Grid-World, draws what it believes about the hidden goal, 
 # %% Modules and pictures are found from the repository's root
 import os
 import sys
+from pathlib import Path
 
-while not os.path.exists("hyperinit.py"):
-    os.chdir("..")
-sys.path.insert(0, os.getcwd())
+start = Path(globals().get("__file__", "tour.py")).resolve()  # a notebook has no file, but a folder
+root = next(folder for folder in start.parents if (folder / "hyperinit.py").exists())
+os.chdir(root)
+sys.path.insert(0, str(root))
 
 import matplotlib.pyplot as plt
 import numpy as np

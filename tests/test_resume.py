@@ -558,6 +558,28 @@ def test_signal_in_an_evaluation(script, number, evaluation, tmp_path):
 
 
 @both_scripts
+@pytest.mark.parametrize("evaluation", [0, 1])
+def test_signal_just_before_an_evaluation(script, evaluation, tmp_path):
+    """The evaluation is not begun."""
+    set_text, texts = script.tqdm.set_postfix_str, []
+
+    def set_text_and_raise(self, text="", refresh=True):
+        texts.append(text)
+        if text == "evaluating" and texts.count(text) == evaluation + 1:
+            signal.raise_signal(signal.SIGTERM)
+        return set_text(self, text, refresh)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script.tqdm, "set_postfix_str", set_text_and_raise)
+        with pytest.raises(SystemExit) as stop:
+            train(script, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    assert stop.value.code == 128 + signal.SIGTERM and iteration_of(folder) == 2 * evaluation
+    run = torch.load(folder / "checkpoint.pt", weights_only=True)["run"]
+    assert len(run["eval_history"]) == evaluation
+
+
+@both_scripts
 def test_killed_after_an_evaluation(script, tmp_path):
     """The evaluation is done again, and logged once."""
     flags, stderr = ["--checkpoint-interval", "2"], tmp_path / "stderr"
@@ -600,6 +622,14 @@ def test_second_signal_stops_at_once(script, tmp_path):
     (folder,) = (tmp_path / "runs").iterdir()
     assert iteration_of(folder) == 0
     resume(script, folder)
+
+
+@both_scripts
+def test_folder_to_resume_is_not_made(script, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main(script.make_args(resume=str(tmp_path / "missing")))
+    assert stop.value.code == 2 and "cannot write to the folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @both_scripts

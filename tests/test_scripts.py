@@ -343,7 +343,7 @@ def test_finite_tasks_are_evaluated_equally_often(script):
 @pytest.mark.parametrize("flags, noted", [(["--total-timesteps", "148"], True), ([], False)])
 def test_runs_too_short_to_learn_are_noted(script, tmp_path, capsys, flags, noted):
     run(script, tmp_path, *flags)
-    assert ("note: nothing is learned" in capsys.readouterr().out) == noted
+    assert ("note: the policy does not learn" in capsys.readouterr().out) == noted
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -516,6 +516,8 @@ def test_flags_override_presets_and_frames_may_be_written_as_floats():
     args = varibad_hyper.parse_args(["--env=Walker", "--total-timesteps", "2e6", "--gamma", "0.5"])
     assert (args.total_timesteps, args.gamma, args.num_steps, args.latent_dim) == (2_000_000, 0.5, 200, 10)
     assert isinstance(args.total_timesteps, int)
+    args = varibad_hyper.parse_args("--exp-name 1e3 --vae_buffer=1e3 --learning-rate 1e-3 --seed 1e1".split())
+    assert (args.exp_name, args.vae_buffer, args.learning_rate, args.seed) == ("1e3", 1000, 1e-3, 10)
 
 
 SHARED_PRESETS = {  # a row per value: Grid-World, Cheetah-Dir, Walker, Ant-Dir, Humanoid
