@@ -13,8 +13,9 @@ That is the algorithm. Below `main` stands what serves it: evaluation, meta-epis
 logs and saves. What `varibad_hyper.py` needs as well is the same in both files; a test compares them.
 
 Tensors are time-major and their shapes are noted with these letters: T steps, N environments, B batch, D observation,
-A action, L task embedding, H GRU state, K hypernetwork features. `# META-RL:` marks where PPO differs from single-task
-PPO, `# NOTE:` where this code differs from the paper or from its authors' code.
+A action, L task embedding, H GRU state, K hypernetwork features. An agent's "belief" about its task is the GRU state
+[N, H], carried from step to step; what the policy sees of it is the "embedding". `# META-RL:` marks where PPO differs
+from single-task PPO, `# NOTE:` where this code differs from the paper or from its authors' code.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class EncoderArgs:
 
 @dataclass
 class Args(EncoderArgs, PolicyArgs, PPOArgs, TaskArgs, RunArgs):
-    """All arguments, in one flat object; `make_args(env, ...)` fills in the preset of an environment."""
+    """All arguments, in one flat object, those of the last base first; `make_args(env, ...)` gives a preset."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -255,19 +256,19 @@ class Encoder(nn.Module):
         parts = zip(self.embeddings, (actions, next_obs, rewards), strict=True)
         return torch.cat([F.relu(layer(x)) for layer, x in parts if layer is not None], dim=-1)
 
-    def unroll(self, actions: Tensor, next_obs: Tensor, rewards: Tensor, cleared: Tensor, hidden: Tensor) -> Tensor:
+    def unroll(self, actions: Tensor, next_obs: Tensor, rewards: Tensor, dones: Tensor, hidden: Tensor) -> Tensor:
         """GRU states *before* each step, [T, B, H], of sequences [T, B, .] that begin in the state hidden [B, H].
 
-        META-RL: `cleared` [T, B] is 1 where a task ended with the step: the memory is cleared there, and kept at the
+        META-RL: `dones` [T, B] is 1 where a task ended with the step: the memory is cleared there, and kept at the
         end of an episode. One GRU call for every stretch in which no environment's memory is cleared.
         """
         x = self.inputs(actions, next_obs, rewards)  # [T, B, .]
-        ends = (cleared[:-1].any(dim=1).nonzero()[:, 0] + 1).tolist()  # steps before which a memory is cleared
+        ends = (dones[:-1].any(dim=1).nonzero()[:, 0] + 1).tolist()  # steps before which a memory is cleared
         states = []
         for start, end in zip([0, *ends], [*ends, len(x)], strict=True):
             after = self.gru(x[start:end], hidden[None])[0]  # states after each step of the stretch
             states += [hidden[None], after[:-1]]
-            hidden = torch.where(cleared[end - 1, :, None] > 0, 0, after[-1])
+            hidden = torch.where(dones[end - 1, :, None] > 0, 0, after[-1])
         return torch.cat(states)
 
 
@@ -349,6 +350,20 @@ class Agent(nn.Module):
 # Losses
 
 
+class Rollout(NamedTuple):
+    """What the update needs from a step of all environments [N, .]; stacked over time [T, N, .], or flat [T * N, .]."""
+
+    obs: Tensor  # before the action, [N, D]
+    actions: Tensor  # [N] or [N, A]
+    logprobs: Tensor  # [N]
+    values: Tensor  # [N]
+    next_obs: Tensor  # what the action led to, [N, D]
+    rewards: Tensor  # raw, [N]
+    dones: Tensor  # 1 where the meta-episode ended, [N]
+    final_values: Tensor  # value of the last observation where time ran out, otherwise 0, [N]
+    discounted_returns: Tensor  # of the meta-episode so far, [N]
+
+
 def compute_gae(rewards: Tensor, rollout: Rollout, next_value: Tensor, gamma: float, gae_lambda: float) -> Tensor:
     """Generalised advantage estimates (Schulman et al., 2016) from normalised rewards, [T, N].
 
@@ -381,20 +396,6 @@ def value_loss(newvalues: Tensor, values: Tensor, returns: Tensor, clip_coef: fl
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The algorithm
-
-
-class Rollout(NamedTuple):
-    """What the update needs from a step of all environments [N, .]; stacked over time [T, N, .], or flat [T * N, .]."""
-
-    obs: Tensor  # before the action, [N, D]
-    actions: Tensor  # [N] or [N, A]
-    logprobs: Tensor  # [N]
-    values: Tensor  # [N]
-    final_obs: Tensor  # what the action led to, [N, D]
-    rewards: Tensor  # raw, [N]
-    dones: Tensor  # 1 where the meta-episode ended, [N]
-    final_values: Tensor  # value of the last observation where time ran out, otherwise 0, [N]
-    discounted_returns: Tensor  # of the meta-episode so far, [N]
 
 
 def main(args: Args) -> Path | None:
@@ -430,38 +431,39 @@ def main(args: Args) -> Path | None:
             # --- Rollout. META-RL: the encoder's memory continues through episodes and is cleared only when the task
             # changes.
             steps: list[Rollout] = []
-            next_obs = to_tensor(envs.next_obs, device)  # [N, D]
+            policy_obs = to_tensor(envs.policy_obs, device)  # [N, D]
             # The update encodes the rollout again from here, be it amid a meta-episode: no gradient goes further back.
             initial_belief = belief = memory.belief  # [N, H]
             with torch.inference_mode():
                 for _ in range(args.num_steps):
-                    obs = next_obs  # [N, D]
+                    obs = policy_obs  # [N, D]
                     dist, value = agent(obs, agent.embedding(belief))
                     action = dist.sample()
                     step = (to_tensor(x, device) for x in envs.step(action.cpu().numpy()))
-                    # final_obs is what the action led to; where that ended an episode, next_obs is the next one's first
-                    final_obs, reward, task_done, time_limit, next_obs, discounted_return = step
-                    belief = agent.update_belief(belief, action, final_obs, reward)
+                    # next_obs is what the action led to. policy_obs is the same, or the first one of the next episode.
+                    next_obs, reward, done, time_limit, policy_obs, discounted_return = step
+                    belief = agent.update_belief(belief, action, next_obs, reward)
 
                     # META-RL: `done` is the end of the meta-episode. If it ended by time, the value of the last
                     # observation stands for what would have followed; its flag "episode just ended" is cleared, since
                     # the policy never acts on observations that have it.
                     final_value = torch.zeros_like(value)
                     if time_limit.any():
-                        final_value = time_limit * agent(envs.clear_flag(final_obs), agent.embedding(belief))[1]
-                    if task_done.any():
-                        belief = torch.where(task_done[:, None] > 0, agent.initial_belief(envs), belief)
+                        final_value = time_limit * agent(envs.clear_flag(next_obs), agent.embedding(belief))[1]
+                    if done.any():
+                        belief = torch.where(done[:, None] > 0, agent.initial_belief(envs), belief)
                     decision = obs, action, dist.log_prob(action), value
-                    steps.append(Rollout(*decision, final_obs, reward, task_done, final_value, discounted_return))
-                next_value = agent(next_obs, agent.embedding(belief))[1]  # [N]
+                    steps.append(Rollout(*decision, next_obs, reward, done, final_value, discounted_return))
+                next_value = agent(policy_obs, agent.embedding(belief))[1]  # [N]
             rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .], outside of inference mode
             memory.belief = belief
             learning = iteration * batch_size >= args.learning_starts
             torch.set_num_threads(args.threads)
 
             # --- Recurrent PPO: a minibatch is the whole sequences of some environments, encoded again from the first
-            # belief of the rollout, so that the gradient reaches the encoder. Rollouts before --learning-starts,
-            # and always the first, only feed the normalisers.
+            # belief of the rollout, so that the gradient reaches the encoder. It skips rollouts before
+            # --learning-starts, which only feed the normalisers, and always the first, whose inputs are not normalised
+            # yet.
             ppo_log: list[dict[str, Tensor]] = []  # of every minibatch
             if learning and iteration > 1:
                 reward_scale = (agent.reward_norm.var + 1e-8).sqrt()
@@ -473,7 +475,7 @@ def main(args: Args) -> Path | None:
                 for _ in range(args.update_epochs):
                     for mb_envs in torch.randperm(args.num_envs, device=device).chunk(args.num_minibatches):
                         mb = Rollout(*(x[:, mb_envs] for x in rollout))  # [T, B, .]
-                        sequence = action_vectors[:, mb_envs], mb.final_obs, mb.rewards[:, :, None], mb.dones
+                        sequence = action_vectors[:, mb_envs], mb.next_obs, mb.rewards[:, :, None], mb.dones
                         beliefs = agent.encoder.unroll(*sequence, initial_belief[mb_envs])  # [T, B, H]
                         dist, newvalue = agent(
                             mb.obs.flatten(0, 1), agent.embedding(beliefs).flatten(0, 1)
@@ -504,7 +506,7 @@ def main(args: Args) -> Path | None:
             if ppo_log and returns.var() > 0:
                 unexplained = (returns - rollout.values).var() / returns.var()
                 scalars["losses/explained_variance"] = 1 - unexplained.item()
-            finite = agent.is_finite(next_obs, belief)
+            finite = agent.is_finite(policy_obs, belief)
             run.end_iteration(scalars | {"charts/learning_rate": args.learning_rate}, finite)
         run.evaluate(agent, eval_envs)
         run.save_result()
@@ -552,9 +554,9 @@ def evaluate(agent: Agent, envs: MetaEpisodes, seed: int, tasks: np.ndarray | No
         while len(first) < envs.num_envs:
             action = agent(obs, agent.embedding(belief))[0].mode
             step = (to_tensor(x, device) for x in envs.step(action.cpu().numpy()))
-            final_obs, reward, task_done, _, obs, _ = step
-            belief = agent.update_belief(belief, action, final_obs, reward)
-            belief = torch.where(task_done[:, None] > 0, agent.initial_belief(envs), belief)
+            next_obs, reward, done, _, obs, _ = step
+            belief = agent.update_belief(belief, action, next_obs, reward)
+            belief = torch.where(done[:, None] > 0, agent.initial_belief(envs), belief)
             for episode in envs.take_finished():
                 first.setdefault(episode.env, episode)
         played += [first[i] for i in range(min(envs.num_envs, num_tasks - start))]
@@ -645,11 +647,11 @@ class MetaEpisode(NamedTuple):
 class Step(NamedTuple):
     """A step of all environments."""
 
-    final_obs: np.ndarray  # what the action led to, for the encoder; flag 1 where it ended an episode, [N, D]
+    next_obs: np.ndarray  # what the action led to, for the encoder; flag 1 where it ended an episode, [N, D]
     rewards: np.ndarray  # [N]
-    task_done: np.ndarray  # where the meta-episode ended, bool [N]
+    dones: np.ndarray  # where the meta-episode ended, bool [N]
     time_limit: np.ndarray  # where it ended only because time ran out, bool [N]
-    next_obs: np.ndarray  # what the policy acts on next, after a reset where an episode ended, [N, D]
+    policy_obs: np.ndarray  # what the policy acts on next, after a reset where an episode ended, [N, D]
     discounted_returns: np.ndarray  # of the meta-episode so far, [N]
 
 
@@ -660,7 +662,7 @@ class MetaEpisodes:
     encoder sees that one; the policy acts on the next episode's first, whose flag is 0.
     """
 
-    COUNTERS = ("episode", "next_obs", "returns", "successes", "lengths", "discounted_returns")  # arrays [N, ...]
+    COUNTERS = ("episode", "policy_obs", "returns", "successes", "lengths", "discounted_returns")  # arrays [N, ...]
 
     def __init__(self, envs: gym.vector.VectorEnv, episodes_per_task: int, gamma: float):
         self.envs, self.num_envs, self.episodes_per_task, self.gamma = envs, envs.num_envs, episodes_per_task, gamma
@@ -692,8 +694,8 @@ class MetaEpisodes:
         self.discounted_returns = np.zeros(self.num_envs, np.float32)
         self.finished: list[MetaEpisode] = []
         obs, _ = self.envs.reset(seed=seed, options={"tasks": tasks} if self.tasks_stay else {})
-        self.next_obs = self.add_flag(obs, np.zeros(self.num_envs))
-        return self.next_obs
+        self.policy_obs = self.add_flag(obs, np.zeros(self.num_envs))
+        return self.policy_obs
 
     def step(self, actions: np.ndarray) -> Step:
         """Steps all environments; where an episode ends the next one begins, on a new task after the last."""
@@ -701,7 +703,7 @@ class MetaEpisodes:
         success = self.envs.success if self.has_success else False
         finite = np.isfinite(obs).all(axis=1) & np.isfinite(rewards)  # [N]
         if not finite.all():  # the episode ends at the previous observation, with reward 0 for the step
-            obs = np.where(finite[:, None], obs, self.next_obs[:, : obs.shape[1]])
+            obs = np.where(finite[:, None], obs, self.policy_obs[:, : obs.shape[1]])
             rewards, success, terminated = np.where(finite, rewards, 0.0), success & finite, terminated | ~finite
             self.blow_ups += int((~finite).sum())
         running = np.arange(self.num_envs), self.episode
@@ -720,13 +722,13 @@ class MetaEpisodes:
             self.returns[i] = self.successes[i] = self.lengths[i] = 0
 
         # A reset returns the observations of all environments, also of those that it leaves alone.
-        final_obs, new_task = self.add_flag(obs, episode_done), task_done & (not self.tasks_stay)
+        next_obs, new_task = self.add_flag(obs, episode_done), task_done & (not self.tasks_stay)
         if (same_task := episode_done & ~new_task).any():
             obs, _ = self.envs.reset(options={"reset_mask": same_task, "tasks": self.envs.tasks})
         if new_task.any():
             obs, _ = self.envs.reset(options={"reset_mask": new_task})
-        self.next_obs = self.add_flag(obs, np.zeros(self.num_envs)) if episode_done.any() else final_obs
-        return Step(final_obs, rewards, task_done, task_done & ~terminated, self.next_obs, discounted_returns)
+        self.policy_obs = self.add_flag(obs, np.zeros(self.num_envs)) if episode_done.any() else next_obs
+        return Step(next_obs, rewards, task_done, task_done & ~terminated, self.policy_obs, discounted_returns)
 
     def take_finished(self) -> list[MetaEpisode]:
         """The meta-episodes that ended since the last call."""
@@ -1195,12 +1197,12 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv):
 # VariBAD's own RL2 configuration, where it is not Grid-World's above; discounts and encoder inputs are VariBAD's. On
 # Meta-World, where VariBAD's authors did not run RL2, VariBAD's values with RL2's task embedding.
 # fmt: off
-MUJOCO = {
+MUJOCO_PRESET = {
     "total_timesteps": 100_000_000, "episodes_per_task": 1, "num_steps": 200, "gamma": 0.97, "gae_lambda": 0.9,
     "state_features": 64, "embedding_features": 10, "base_layers": (128,),
     "latent_dim": 128, "gru_hidden": 128, "action_embedding": 16, "reward_embedding": 16,
 }
-META_WORLD_PRESET = MUJOCO | {
+META_WORLD_PRESET = MUJOCO_PRESET | {
     "total_timesteps": 50_000_000, "eval_interval": 400, "eval_tasks": 50,
     "episodes_per_task": 2, "num_envs": 8, "num_steps": 600,
     "learning_rate": 3e-4, "num_minibatches": 8, "clip_coef": 0.1, "ent_coef": 0.001, "reward_clip": 1e5,
@@ -1208,10 +1210,10 @@ META_WORLD_PRESET = MUJOCO | {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "Grid-World": {},
-    "Cheetah-Dir": MUJOCO | {"clip_coef": 0.1},
-    "Walker": MUJOCO | {"episodes_per_task": 2, "action_embedding": 32, "reward_embedding": 32},
-    "Ant-Dir": MUJOCO,
-    "Humanoid": MUJOCO | {"gamma": 0.99, "ent_coef": 0.001},
+    "Cheetah-Dir": MUJOCO_PRESET | {"clip_coef": 0.1},
+    "Walker": MUJOCO_PRESET | {"episodes_per_task": 2, "action_embedding": 32, "reward_embedding": 32},
+    "Ant-Dir": MUJOCO_PRESET,
+    "Humanoid": MUJOCO_PRESET | {"gamma": 0.99, "ent_coef": 0.001},
     "Pick-Place": META_WORLD_PRESET,
     "ML10": META_WORLD_PRESET | {
         "total_timesteps": 100_000_000, "eval_interval": 2000, "eval_tasks": 250, "embedding_features": 25,
@@ -1438,7 +1440,7 @@ class Run:
             start_tracking(args, self.folder)
         # Points after the checkpoint are written again, also those of an evaluation right after it.
         self.writer = SummaryWriter(str(self.folder), purge_step=self.global_step if args.resume else None)
-        self.log(self.scalars)
+        self.log(self.scalars)  # those of the checkpoint's iteration
         if self.global_step == 0:
             rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
             self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
@@ -1608,9 +1610,11 @@ class Run:
 
     def end_iteration(self, scalars: dict[str, float], finite: bool) -> None:
         """Logs; stops at what is not finite; writes a checkpoint where one is due, or a signal has come."""
-        for name, value in (scalars | {"the agent": 0.0 if finite else math.nan}).items():
+        for name, value in scalars.items():
             if not math.isfinite(value):
                 self.stop(f"{name} is not finite")
+        if not finite:
+            self.stop("the agent is not finite")
         self.iteration += 1
         self.global_step += self.batch_size
         envs = self.stateful["envs"]

@@ -172,18 +172,18 @@ def play(trained: Trained, task: int) -> MetaEpisode:
         while not done:
             before = obs[row], int(envs.episode[row]), physics_state(robot)
             action = agent(torch.as_tensor(obs, dtype=torch.float32), embedding)[0].mode  # [N] or [N, A]
-            final_obs, reward, task_done, _, obs, _ = envs.step(action.numpy())
+            next_obs, reward, dones, _, obs, _ = envs.step(action.numpy())
             success = bool(envs.has_success and envs.envs.success[row])
-            steps.append((*before, action[row].numpy(), final_obs[row], reward[row], success))
+            steps.append((*before, action[row].numpy(), next_obs[row], reward[row], success))
             if twin:
                 twin.step(action[row].numpy())
                 if envs.episode[row] != before[1]:
                     twin.reset(options={"tasks": envs.envs.tasks[:, 0]})
-            final_obs, reward = (torch.as_tensor(x, dtype=torch.float32) for x in (final_obs, reward))
-            belief = agent.update_belief(belief, action, final_obs, reward)
+            next_obs, reward = (torch.as_tensor(x, dtype=torch.float32) for x in (next_obs, reward))
+            belief = agent.update_belief(belief, action, next_obs, reward)
             embedding = agent.embedding(belief)
             embeddings.append(embedding[row].numpy())
-            done = task_done[row]
+            done = dones[row]
             bar.update()
     return MetaEpisode(this_task, robot, *map(np.array, zip(*steps, strict=True)), np.array(embeddings))
 

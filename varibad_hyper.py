@@ -14,7 +14,8 @@ buffer, tasks, presets, and `Run`, which logs and saves.
 
 Tensors are time-major and their shapes are noted with these letters: T steps, N environments, B batch, D observation,
 A action, L task embedding m, H GRU state, K hypernetwork features, E posteriors whose ELBO is taken, J transitions
-that each of them decodes. What the policy sees of m, its "embedding", is the posterior's mean and log-variance, 2L.
+that each of them decodes. An agent's "belief" about its task is the GRU state [N, H], carried from step to step; what
+the policy sees of it, the "embedding", is the posterior's mean and log-variance, 2L.
 `# META-RL:` marks where PPO differs from single-task PPO, `# NOTE:` where this code differs from the paper or from its
 authors' code.
 """
@@ -155,7 +156,7 @@ class VAEArgs:
 
 @dataclass
 class Args(VAEArgs, PolicyArgs, PPOArgs, TaskArgs, RunArgs):
-    """All arguments, in one flat object; `make_args(env, ...)` fills in the preset of an environment."""
+    """All arguments, in one flat object, those of the last base first; `make_args(env, ...)` gives a preset."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -250,11 +251,21 @@ class Policy(nn.Module):
 # VAE
 
 
-def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
-    """Linear layers of the given sizes with the activation between them, none after the last."""
+class Batch(NamedTuple):
+    """Meta-episodes of different lengths, padded at the end to the longest."""
+
+    obs: Tensor  # before the action, [T, B, D]
+    actions: Tensor  # [T, B, A]
+    rewards: Tensor  # raw, [T, B, 1]
+    next_obs: Tensor  # what the action led to, with the flag, [T, B, D]
+    lengths: Tensor  # number of transitions, [B]
+
+
+def mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers of the given sizes with ReLU between them, none after the last."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
-        layers += [nn.Linear(fan_in, fan_out), activation()]
+        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
@@ -304,7 +315,7 @@ class Decoder(nn.Module):
         self.latent_dim = args.latent_dim
         inputs = obs_dim + action_dim + (obs_dim if target == "reward" else 0)
         self.first = nn.Linear(args.latent_dim + inputs, args.decoder_layers[0])
-        self.rest = mlp([*args.decoder_layers, 1 if target == "reward" else obs_dim], nn.ReLU)
+        self.rest = mlp([*args.decoder_layers, 1 if target == "reward" else obs_dim])
 
     def forward(self, m: Tensor, transitions: Tensor) -> Tensor:
         """Predictions [E, J, B, .] for every pair of m [E, B, L] and transitions [J, B, .].
@@ -335,7 +346,7 @@ class CellDecoder(nn.Module):
     def __init__(self, args: Args):
         super().__init__()
         self.size = args.grid_size
-        self.net = mlp([args.latent_dim, *args.decoder_layers, self.size**2], nn.ReLU)
+        self.net = mlp([args.latent_dim, *args.decoder_layers, self.size**2])
 
     def forward(self, m: Tensor) -> Tensor:
         """Logits [..., size^2] of m [..., L]; cell (x, y) is number size * x + y."""
@@ -366,16 +377,6 @@ class VAE(nn.Module):
             self.reward_decoder = CellDecoder(args) if grid else Decoder("reward", obs_dim, action_dim, args)
         if args.decode_state:
             self.state_decoder = Decoder("state", obs_dim, action_dim, args)
-
-
-class Batch(NamedTuple):
-    """Meta-episodes of different lengths, padded at the end to the longest."""
-
-    obs: Tensor  # before the action, [T, B, D]
-    actions: Tensor  # [T, B, A]
-    rewards: Tensor  # raw, [T, B, 1]
-    next_obs: Tensor  # what the action led to, with the flag, [T, B, D]
-    lengths: Tensor  # number of transitions, [B]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -467,6 +468,21 @@ class Agent(nn.Module):
 # Losses
 
 
+class Rollout(NamedTuple):
+    """What the update needs from a step of all environments [N, .]; stacked over time [T, N, .], or flat [T * N, .]."""
+
+    obs: Tensor  # before the action, [N, D]
+    embeddings: Tensor  # [N, 2L]
+    actions: Tensor  # [N] or [N, A]
+    logprobs: Tensor  # [N]
+    values: Tensor  # [N]
+    next_obs: Tensor  # what the action led to, [N, D]
+    rewards: Tensor  # raw, [N]
+    dones: Tensor  # 1 where the meta-episode ended, [N]
+    final_values: Tensor  # value of the last observation where time ran out, otherwise 0, [N]
+    discounted_returns: Tensor  # of the meta-episode so far, [N]
+
+
 def compute_gae(rewards: Tensor, rollout: Rollout, next_value: Tensor, gamma: float, gae_lambda: float) -> Tensor:
     """Generalised advantage estimates (Schulman et al., 2016) from normalised rewards, [T, N].
 
@@ -508,7 +524,26 @@ def consecutive_kl(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (prior_logvar - logvar + distance - 1).sum(-1)
 
 
-def elbo_loss(vae: VAE, batch: Batch, subsample_limit: int, kl_weight: float) -> dict[str, Tensor]:
+def subsample(lengths: Tensor, size: int, limit: int) -> tuple[Tensor, Tensor]:
+    """Draws `limit` of the first lengths[b] positions of each column b without replacement (0: all of them).
+
+    Returns positions [S, B] and a mask [S, B], 0 where column b had no more to give; S = min(limit or size, size).
+    """
+    if limit == 0 or limit >= size:
+        positions = torch.arange(size, device=lengths.device)[:, None].expand(-1, len(lengths))  # [size, B]
+    else:
+        keys = torch.rand(size, len(lengths), device=lengths.device)
+        keys[torch.arange(size, device=lengths.device)[:, None] >= lengths] = -1  # beyond the end: drawn last
+        positions = keys.topk(limit, dim=0).indices  # [limit, B]
+    return positions, (positions < lengths).float()
+
+
+def gather_steps(x: Tensor, positions: Tensor) -> Tensor:
+    """x [T, B, C] at positions [S, B]: [S, B, C]."""
+    return x.gather(0, positions[:, :, None].expand(-1, -1, x.shape[-1]))
+
+
+def elbo_loss(vae: VAE, batch: Batch, subsample_limit: int, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
     """The negative ELBO of whole meta-episodes, averaged over them, and its parts. Zintgraf et al., 2020.
 
     For every t = 0 .. T the posterior after t steps, sampled once, must predict *every* transition, past and future.
@@ -526,32 +561,17 @@ def elbo_loss(vae: VAE, batch: Batch, subsample_limit: int, kl_weight: float) ->
     kl = (kl.gather(0, elbo_steps) * elbo_mask).sum(0).mean()
     steps = Batch(*(gather_steps(x, decoded) for x in batch[:4]), batch.lengths)  # [J, B, .]
 
-    losses = {"kl": kl}
+    reconstruction, parts = 0.0, {"kl": kl}
     for name, decoder in {"reward_loss": vae.reward_decoder, "state_loss": vae.state_decoder}.items():
         if decoder is not None:
             errors = decoder.errors(m, steps, decode_mask)  # [E, B]
-            losses[name] = (errors * elbo_mask).sum(0).mean()
-    losses["elbo_loss"] = losses.get("reward_loss", 0) + losses.get("state_loss", 0) + kl_weight * kl
-    return losses
+            parts[name] = (errors * elbo_mask).sum(0).mean()
+            reconstruction = reconstruction + parts[name]
+    return reconstruction + kl_weight * kl, parts
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The algorithm
-
-
-class Rollout(NamedTuple):
-    """What the update needs from a step of all environments [N, .]; stacked over time [T, N, .], or flat [T * N, .]."""
-
-    obs: Tensor  # before the action, [N, D]
-    embeddings: Tensor  # [N, 2L]
-    actions: Tensor  # [N] or [N, A]
-    logprobs: Tensor  # [N]
-    values: Tensor  # [N]
-    final_obs: Tensor  # what the action led to, [N, D]
-    rewards: Tensor  # raw, [N]
-    dones: Tensor  # 1 where the meta-episode ended, [N]
-    final_values: Tensor  # value of the last observation where time ran out, otherwise 0, [N]
-    discounted_returns: Tensor  # of the meta-episode so far, [N]
 
 
 def main(args: Args) -> Path | None:
@@ -589,39 +609,40 @@ def main(args: Args) -> Path | None:
             # --- Rollout. META-RL: the encoder's memory continues through episodes and is cleared only when the task
             # changes. The encoder has changed since the last rollout, so the running meta-episodes are encoded again.
             steps: list[Rollout] = []
-            next_obs = to_tensor(envs.next_obs, device)  # [N, D]
+            policy_obs = to_tensor(envs.policy_obs, device)  # [N, D]
             with torch.inference_mode():
                 if agent.vae is not None:
                     belief = agent.vae.encoder.last_hiddens(buffer.running())  # [N, H]
                 else:
                     belief = agent.initial_belief(envs)  # [N, number of tasks]
                 for _ in range(args.num_steps):
-                    obs, embedding = next_obs, agent.embedding(belief)  # [N, D], [N, 2L]
+                    obs, embedding = policy_obs, agent.embedding(belief)  # [N, D], [N, 2L]
                     dist, value = agent(obs, embedding)
                     action = dist.sample()
                     step = (to_tensor(x, device) for x in envs.step(action.cpu().numpy()))
-                    # final_obs is what the action led to; where that ended an episode, next_obs is the next one's first
-                    final_obs, reward, task_done, time_limit, next_obs, discounted_return = step
-                    belief = agent.update_belief(belief, action, final_obs, reward)
+                    # next_obs is what the action led to. policy_obs is the same, or the first one of the next episode.
+                    next_obs, reward, done, time_limit, policy_obs, discounted_return = step
+                    belief = agent.update_belief(belief, action, next_obs, reward)
 
                     # META-RL: `done` is the end of the meta-episode. If it ended by time, the value of the last
                     # observation stands for what would have followed; its flag "episode just ended" is cleared, since
                     # the policy never acts on observations that have it.
                     final_value = torch.zeros_like(value)
                     if time_limit.any():
-                        final_value = time_limit * agent(envs.clear_flag(final_obs), agent.embedding(belief))[1]
-                    if task_done.any():
-                        belief = torch.where(task_done[:, None] > 0, agent.initial_belief(envs), belief)
+                        final_value = time_limit * agent(envs.clear_flag(next_obs), agent.embedding(belief))[1]
+                    if done.any():
+                        belief = torch.where(done[:, None] > 0, agent.initial_belief(envs), belief)
                     decision = obs, embedding, action, dist.log_prob(action), value
-                    steps.append(Rollout(*decision, final_obs, reward, task_done, final_value, discounted_return))
-                next_value = agent(next_obs, agent.embedding(belief))[1]  # [N]
+                    steps.append(Rollout(*decision, next_obs, reward, done, final_value, discounted_return))
+                next_value = agent(policy_obs, agent.embedding(belief))[1]  # [N]
             rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .], outside of inference mode
             buffer.add(rollout, agent.action_vector(rollout.actions))
             learning = iteration * batch_size >= args.learning_starts
             torch.set_num_threads(args.threads)
 
             # --- PPO on the stored embeddings: no gradient reaches the encoder. It skips rollouts before
-            # --learning-starts, and always the first: they feed the normalisers and the buffer.
+            # --learning-starts, which only feed the normalisers and the buffer, and always the first, whose inputs are
+            # not normalised yet.
             ppo_log: list[dict[str, Tensor]] = []  # of every minibatch
             if learning and iteration > 1:
                 reward_scale = (agent.reward_norm.var + 1e-8).sqrt()
@@ -651,8 +672,8 @@ def main(args: Args) -> Path | None:
             vae_log: list[dict[str, Tensor]] = []  # of every update
             if learning and agent.vae is not None and buffer.size:  # of finished meta-episodes
                 for _ in range(args.vae_updates):
-                    parts = elbo_loss(agent.vae, buffer.sample(args.vae_batch), args.vae_subsample, args.kl_weight)
-                    vae_loss = parts.pop("elbo_loss")
+                    batch = buffer.sample(args.vae_batch)
+                    vae_loss, parts = elbo_loss(agent.vae, batch, args.vae_subsample, args.kl_weight)
                     vae_optimizer.zero_grad()
                     vae_loss.backward()
                     vae_optimizer.step()
@@ -670,7 +691,7 @@ def main(args: Args) -> Path | None:
             if ppo_log and b_returns.var() > 0:
                 unexplained = (b_returns - b.values).var() / b_returns.var()
                 scalars["losses/explained_variance"] = 1 - unexplained.item()
-            finite = agent.is_finite(next_obs, belief)
+            finite = agent.is_finite(policy_obs, belief)
             run.end_iteration(scalars | {"charts/learning_rate": args.learning_rate}, finite)
         run.evaluate(agent, eval_envs)
         run.save_result()
@@ -718,9 +739,9 @@ def evaluate(agent: Agent, envs: MetaEpisodes, seed: int, tasks: np.ndarray | No
         while len(first) < envs.num_envs:
             action = agent(obs, agent.embedding(belief))[0].mode
             step = (to_tensor(x, device) for x in envs.step(action.cpu().numpy()))
-            final_obs, reward, task_done, _, obs, _ = step
-            belief = agent.update_belief(belief, action, final_obs, reward)
-            belief = torch.where(task_done[:, None] > 0, agent.initial_belief(envs), belief)
+            next_obs, reward, done, _, obs, _ = step
+            belief = agent.update_belief(belief, action, next_obs, reward)
+            belief = torch.where(done[:, None] > 0, agent.initial_belief(envs), belief)
             for episode in envs.take_finished():
                 first.setdefault(episode.env, episode)
         played += [first[i] for i in range(min(envs.num_envs, num_tasks - start))]
@@ -811,11 +832,11 @@ class MetaEpisode(NamedTuple):
 class Step(NamedTuple):
     """A step of all environments."""
 
-    final_obs: np.ndarray  # what the action led to, for the encoder; flag 1 where it ended an episode, [N, D]
+    next_obs: np.ndarray  # what the action led to, for the encoder; flag 1 where it ended an episode, [N, D]
     rewards: np.ndarray  # [N]
-    task_done: np.ndarray  # where the meta-episode ended, bool [N]
+    dones: np.ndarray  # where the meta-episode ended, bool [N]
     time_limit: np.ndarray  # where it ended only because time ran out, bool [N]
-    next_obs: np.ndarray  # what the policy acts on next, after a reset where an episode ended, [N, D]
+    policy_obs: np.ndarray  # what the policy acts on next, after a reset where an episode ended, [N, D]
     discounted_returns: np.ndarray  # of the meta-episode so far, [N]
 
 
@@ -826,7 +847,7 @@ class MetaEpisodes:
     encoder sees that one; the policy acts on the next episode's first, whose flag is 0.
     """
 
-    COUNTERS = ("episode", "next_obs", "returns", "successes", "lengths", "discounted_returns")  # arrays [N, ...]
+    COUNTERS = ("episode", "policy_obs", "returns", "successes", "lengths", "discounted_returns")  # arrays [N, ...]
 
     def __init__(self, envs: gym.vector.VectorEnv, episodes_per_task: int, gamma: float):
         self.envs, self.num_envs, self.episodes_per_task, self.gamma = envs, envs.num_envs, episodes_per_task, gamma
@@ -858,8 +879,8 @@ class MetaEpisodes:
         self.discounted_returns = np.zeros(self.num_envs, np.float32)
         self.finished: list[MetaEpisode] = []
         obs, _ = self.envs.reset(seed=seed, options={"tasks": tasks} if self.tasks_stay else {})
-        self.next_obs = self.add_flag(obs, np.zeros(self.num_envs))
-        return self.next_obs
+        self.policy_obs = self.add_flag(obs, np.zeros(self.num_envs))
+        return self.policy_obs
 
     def step(self, actions: np.ndarray) -> Step:
         """Steps all environments; where an episode ends the next one begins, on a new task after the last."""
@@ -867,7 +888,7 @@ class MetaEpisodes:
         success = self.envs.success if self.has_success else False
         finite = np.isfinite(obs).all(axis=1) & np.isfinite(rewards)  # [N]
         if not finite.all():  # the episode ends at the previous observation, with reward 0 for the step
-            obs = np.where(finite[:, None], obs, self.next_obs[:, : obs.shape[1]])
+            obs = np.where(finite[:, None], obs, self.policy_obs[:, : obs.shape[1]])
             rewards, success, terminated = np.where(finite, rewards, 0.0), success & finite, terminated | ~finite
             self.blow_ups += int((~finite).sum())
         running = np.arange(self.num_envs), self.episode
@@ -886,13 +907,13 @@ class MetaEpisodes:
             self.returns[i] = self.successes[i] = self.lengths[i] = 0
 
         # A reset returns the observations of all environments, also of those that it leaves alone.
-        final_obs, new_task = self.add_flag(obs, episode_done), task_done & (not self.tasks_stay)
+        next_obs, new_task = self.add_flag(obs, episode_done), task_done & (not self.tasks_stay)
         if (same_task := episode_done & ~new_task).any():
             obs, _ = self.envs.reset(options={"reset_mask": same_task, "tasks": self.envs.tasks})
         if new_task.any():
             obs, _ = self.envs.reset(options={"reset_mask": new_task})
-        self.next_obs = self.add_flag(obs, np.zeros(self.num_envs)) if episode_done.any() else final_obs
-        return Step(final_obs, rewards, task_done, task_done & ~terminated, self.next_obs, discounted_returns)
+        self.policy_obs = self.add_flag(obs, np.zeros(self.num_envs)) if episode_done.any() else next_obs
+        return Step(next_obs, rewards, task_done, task_done & ~terminated, self.policy_obs, discounted_returns)
 
     def take_finished(self) -> list[MetaEpisode]:
         """The meta-episodes that ended since the last call."""
@@ -945,7 +966,7 @@ class MetaEpisodeBuffer:
 
     def add(self, rollout: Rollout, action_vectors: Tensor) -> None:
         """Adds a rollout [T, N, .] with actions as the encoder sees them, [T, N, A]."""
-        parts = rollout.obs, action_vectors, rollout.rewards[:, :, None], rollout.final_obs
+        parts = rollout.obs, action_vectors, rollout.rewards[:, :, None], rollout.next_obs
         transitions = torch.cat(parts, dim=-1).cpu().numpy()  # [T, N, 2D + A + 1]
         dones = rollout.dones.bool().cpu().numpy()
         for step, done in zip(transitions, dones, strict=True):
@@ -988,25 +1009,6 @@ class MetaEpisodeBuffer:
         self.transitions[self.capacity :] = state["running"].numpy()
         self.lengths[:] = state["lengths"].numpy()
         self.rng.bit_generator.state = state["rng"]
-
-
-def subsample(lengths: Tensor, size: int, limit: int) -> tuple[Tensor, Tensor]:
-    """Draws `limit` of the first lengths[b] positions of each column b without replacement (0: all of them).
-
-    Returns positions [S, B] and a mask [S, B], 0 where column b had no more to give; S = min(limit or size, size).
-    """
-    if limit == 0 or limit >= size:
-        positions = torch.arange(size, device=lengths.device)[:, None].expand(-1, len(lengths))  # [size, B]
-    else:
-        keys = torch.rand(size, len(lengths), device=lengths.device)
-        keys[torch.arange(size, device=lengths.device)[:, None] >= lengths] = -1  # beyond the end: drawn last
-        positions = keys.topk(limit, dim=0).indices  # [limit, B]
-    return positions, (positions < lengths).float()
-
-
-def gather_steps(x: Tensor, positions: Tensor) -> Tensor:
-    """x [T, B, C] at positions [S, B]: [S, B, C]."""
-    return x.gather(0, positions[:, :, None].expand(-1, -1, x.shape[-1]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1443,7 +1445,7 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv):
 # 1e-3) and Cheetah-Dir (1 of 10 at 1e-3), because its training was the bottleneck there. NOTE: with an entropy weight
 # of 0.01 (VariBAD's) some seeds stop searching on Grid-World, with 0.1 (the authors') all learn slowly.
 # fmt: off
-MUJOCO = {
+MUJOCO_PRESET = {
     "total_timesteps": 100_000_000, "checkpoint_interval": 100, "episodes_per_task": 1, "num_steps": 200,
     "gamma": 0.97, "gae_lambda": 0.9, "clip_coef": 0.1, "ent_coef": 0.01,
     "state_features": 64, "embedding_features": 10, "base_layers": (128, 128),
@@ -1451,7 +1453,7 @@ MUJOCO = {
     "vae_buffer": 10_000, "vae_batch": 10, "vae_updates": 1, "vae_learning_rate": 1e-3, "vae_subsample": 50,
     "kl_weight": 1.0,
 }
-META_WORLD_PRESET = MUJOCO | {
+META_WORLD_PRESET = MUJOCO_PRESET | {
     "total_timesteps": 50_000_000, "checkpoint_interval": 400, "eval_interval": 400, "eval_tasks": 50,
     "episodes_per_task": 2, "num_envs": 8, "num_steps": 600,
     "learning_rate": 3e-4, "num_minibatches": 8, "ent_coef": 0.001, "reward_clip": 1e5,
@@ -1460,14 +1462,14 @@ META_WORLD_PRESET = MUJOCO | {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "Grid-World": {},
-    "Cheetah-Dir": MUJOCO | {"num_steps": 400, "vae_updates": 5, "vae_learning_rate": 2e-3},
-    "Walker": MUJOCO | {
+    "Cheetah-Dir": MUJOCO_PRESET | {"num_steps": 400, "vae_updates": 5, "vae_learning_rate": 2e-3},
+    "Walker": MUJOCO_PRESET | {
         "checkpoint_interval": 200, "episodes_per_task": 2, "clip_coef": 0.05, "num_minibatches": 2,
         "latent_dim": 10, "action_embedding": 32, "reward_embedding": 32,
         "decode_reward": False, "decode_state": True, "decoder_layers": (256, 128), "kl_weight": 10.0,
     },
-    "Ant-Dir": MUJOCO | {"num_minibatches": 1},
-    "Humanoid": MUJOCO | {
+    "Ant-Dir": MUJOCO_PRESET | {"num_minibatches": 1},
+    "Humanoid": MUJOCO_PRESET | {
         "checkpoint_interval": 200, "num_steps": 800, "gamma": 0.99, "ent_coef": 0.001,
         "num_minibatches": 2, "update_epochs": 4, "latent_dim": 10, "vae_updates": 10, "vae_subsample": 100,
     },
@@ -1699,7 +1701,7 @@ class Run:
             start_tracking(args, self.folder)
         # Points after the checkpoint are written again, also those of an evaluation right after it.
         self.writer = SummaryWriter(str(self.folder), purge_step=self.global_step if args.resume else None)
-        self.log(self.scalars)
+        self.log(self.scalars)  # those of the checkpoint's iteration
         if self.global_step == 0:
             rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
             self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
@@ -1869,9 +1871,11 @@ class Run:
 
     def end_iteration(self, scalars: dict[str, float], finite: bool) -> None:
         """Logs; stops at what is not finite; writes a checkpoint where one is due, or a signal has come."""
-        for name, value in (scalars | {"the agent": 0.0 if finite else math.nan}).items():
+        for name, value in scalars.items():
             if not math.isfinite(value):
                 self.stop(f"{name} is not finite")
+        if not finite:
+            self.stop("the agent is not finite")
         self.iteration += 1
         self.global_step += self.batch_size
         envs = self.stateful["envs"]

@@ -36,9 +36,9 @@ with torch.no_grad():
         beliefs.append(agent.vae.reward_decoder(mean).sigmoid().reshape(5, 5))
         dist, value = agent(to_tensor(obs, "cpu"), embedding)
         step = envs.step(dist.mode.numpy())
-        final_obs, reward = to_tensor(step.final_obs, "cpu"), to_tensor(step.rewards, "cpu")
-        belief = agent.update_belief(belief, dist.mode, final_obs, reward)
-        obs = step.next_obs
+        next_obs, reward = to_tensor(step.next_obs, "cpu"), to_tensor(step.rewards, "cpu")
+        belief = agent.update_belief(belief, dist.mode, next_obs, reward)
+        obs = step.policy_obs
 print("return of every episode:", envs.take_finished()[0].returns)
 
 # %% Draw the belief. Dark: a reward is expected here; white: none. Step 15 begins the second episode.

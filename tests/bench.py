@@ -486,7 +486,7 @@ def vae_table(repetitions):
 
         def update(vae=vae, batch=batch, args=args, optimizer=optimizer):
             optimizer.zero_grad()
-            varibad_hyper.elbo_loss(vae, batch, args.vae_subsample, args.kl_weight)["elbo_loss"].backward()
+            varibad_hyper.elbo_loss(vae, batch, args.vae_subsample, args.kl_weight)[0].backward()
             optimizer.step()
 
         def update_expanded(update=update):

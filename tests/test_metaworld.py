@@ -325,12 +325,12 @@ def test_task_stays_within_a_meta_episode_and_every_class_has_its_turn(monkeypat
             assert all(np.array_equal(robot._last_rand_vec, vector) for robot, vector in running)
             np.testing.assert_array_equal(envs.envs.tasks[:, 0], numbers)
             np.testing.assert_array_equal(envs.episode, 2 * [step // 3])
-            final_obs, _, task_done, _, next_obs, _ = envs.step(random_actions(rng, 2))
-            assert (final_obs[:, 39] == (step % 3 == 2)).all() and (task_done == (step == 5)).all()
+            next_obs, _, task_done, _, policy_obs, _ = envs.step(random_actions(rng, 2))
+            assert (next_obs[:, 39] == (step % 3 == 2)).all() and (task_done == (step == 5)).all()
             if step == 2:  # the same task begins in the same way
-                np.testing.assert_array_equal(next_obs, first)
-        assert (envs.envs.tasks[:, 0] != numbers).all() and not np.array_equal(next_obs, first)
-        first = next_obs
+                np.testing.assert_array_equal(policy_obs, first)
+        assert (envs.envs.tasks[:, 0] != numbers).all() and not np.array_equal(policy_obs, first)
+        first = policy_obs
     history = np.array(history)  # [21, 2]
     names = np.array(envs.envs.class_names)[history]
     for i, start in itertools.product(range(2), (0, 10)):
@@ -419,11 +419,11 @@ def test_tasks_that_differ_only_in_the_goal_look_alike():
     assert obs.any() and not obs[:, 36:].any()
     for step in range(1, 521):  # until after the first episode's end
         actions = np.tile(random_actions(rng, 1), (2, 1))
-        final_obs, reward, task_done, _, next_obs, _ = envs.step(actions)
-        for part in (final_obs, next_obs):
+        next_obs, reward, task_done, _, policy_obs, _ = envs.step(actions)
+        for part in (next_obs, policy_obs):
             np.testing.assert_array_equal(part[0], part[1])
             assert not part[:, 36:39].any() and np.isfinite(part).all()
-        assert (final_obs[:, 39] == (step == 500)).all() and not next_obs[:, 39].any()
+        assert (next_obs[:, 39] == (step == 500)).all() and not policy_obs[:, 39].any()
         assert not task_done.any()
         rewards.append(reward)
     assert (np.array(rewards)[:, 0] != np.array(rewards)[:, 1]).mean() > 0.9
@@ -500,9 +500,9 @@ def test_episode_ends_on_success_only_if_told(monkeypatch, in_this_process):
         for episode, end in enumerate(ends):
             start = ends[episode - 1] + 1 if episode else 0
             for step in range(start, end + 1):
-                final_obs, _, task_done, time_limit, *_ = envs.step(actions[step - start])
+                next_obs, _, task_done, time_limit, *_ = envs.step(actions[step - start])
                 assert envs.envs.success[0] == bool(instants[step - start])
-                assert final_obs[0, 39] == (step == end)
+                assert next_obs[0, 39] == (step == end)
                 assert task_done[0] == (step == end and episode == 1) and not time_limit[0]
             assert envs.envs.elapsed[0] == 0
     played, actions = evaluate_letting_go(varibad_hyper, np.tile(task, (2, 1)), "--end-on-success")
@@ -522,7 +522,7 @@ def test_logged_success_is_of_any_step_of_an_episode(script, tmp_path, monkeypat
         episode = self.episode.copy()
         out = step(self, actions)
         if not self.tasks_stay:  # as those of evaluations do
-            steps.append((episode, self.envs.success.copy(), out.final_obs[:, 39] == 1, out.task_done))
+            steps.append((episode, self.envs.success.copy(), out.next_obs[:, 39] == 1, out.dones))
         return out
 
     monkeypatch.setattr(script.MetaEpisodes, "step", recording_step)
@@ -1079,12 +1079,12 @@ def test_blow_up_ends_that_episode_without_success(field, value, tmp_path, monke
     envs, first, steps = episodes(5)
     healthy_envs, _, healthy = episodes(None)
     assert (envs.blow_ups, healthy_envs.blow_ups) == (1, 0)
-    final_obs, reward, task_done, time_limit, next_obs, _, successes, returns, lengths = steps[5]
-    np.testing.assert_array_equal(final_obs[1, :39], steps[4][4][1, :39])
-    assert reward[1] == 0 and final_obs[:, 39].tolist() == [0, 1] and not task_done.any() and not time_limit.any()
+    next_obs, reward, task_done, time_limit, policy_obs, _, successes, returns, lengths = steps[5]
+    np.testing.assert_array_equal(next_obs[1, :39], steps[4][4][1, :39])
+    assert reward[1] == 0 and next_obs[:, 39].tolist() == [0, 1] and not task_done.any() and not time_limit.any()
     assert successes.tolist() == [[1, 0], [0, 0]]  # the step would have been a success of both
     assert returns[1].tolist() == steps[4][7][1].tolist() and lengths.tolist() == [[6, 0], [6, 0]]
-    np.testing.assert_array_equal(next_obs[1], first[1])  # the same task once more
+    np.testing.assert_array_equal(policy_obs[1], first[1])  # the same task once more
     assert envs.episode.tolist() == [0, 1] and envs.envs.elapsed.tolist() == [12, 6]
     assert envs.lengths.tolist() == [[12, 0], [6, 6]] and envs.successes.tolist() == [[1, 0], [0, 1]]
     for k in (*range(5), *range(6, 12)):

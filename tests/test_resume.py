@@ -992,14 +992,14 @@ def test_blow_up_ends_that_episode_and_touches_no_other(script, env, what, value
     envs, first, steps = roll(5)
     healthy_envs, _, healthy = roll(None)
     assert envs.blow_ups == 1 and healthy_envs.blow_ups == 0
-    before, poisoned = steps[4].next_obs, steps[5]  # what the policy acted on, and what came of it
+    before, poisoned = steps[4].policy_obs, steps[5]  # what the policy acted on, and what came of it
     size = before.shape[1] - envs.has_flag
-    np.testing.assert_array_equal(poisoned.final_obs[1, :size], before[1, :size])  # it ended where it stood
+    np.testing.assert_array_equal(poisoned.next_obs[1, :size], before[1, :size])  # it ended where it stood
     assert poisoned.rewards[1] == 0 and not poisoned.time_limit[1]
-    assert poisoned.final_obs[1, -1] == 1 if envs.has_flag else poisoned.task_done[1]
+    assert poisoned.next_obs[1, -1] == 1 if envs.has_flag else poisoned.dones[1]
     assert envs.envs.elapsed[1] == 12 - 6  # a new episode
     assert all(np.isfinite(part).all() for step in steps for part in step)
-    assert not np.array_equal(poisoned.next_obs[1], before[1]) or env == "Grid-World"
+    assert not np.array_equal(poisoned.policy_obs[1], before[1]) or env == "Grid-World"
     for poisoned_step, healthy_step in zip(steps, healthy, strict=True):
         for part, healthy_part in zip(poisoned_step, healthy_step, strict=True):
             np.testing.assert_array_equal(np.delete(part, 1, axis=0), np.delete(healthy_part, 1, axis=0))

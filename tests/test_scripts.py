@@ -152,8 +152,8 @@ def test_logged_lengths_are_the_environments(script, tmp_path, monkeypatch):
         if self.num_envs == 4:  # not the evaluation's
             calls.append(None)
             for i in range(4):
-                running[i].append(out.final_obs[i, -1])  # 1 where the episode ended
-                if out.task_done[i]:
+                running[i].append(out.next_obs[i, -1])  # 1 where the episode ended
+                if out.dones[i]:
                     assert sum(running[i]) == 2 and running[i][-1] == 1
                     lengths = expected.setdefault(600 * math.ceil(len(calls) / 150), [])
                     lengths.append(len(running[i]) / 2)  # the mean of the two

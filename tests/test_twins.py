@@ -21,7 +21,7 @@ EXCEPTIONS = {
     "PolicyArgs.embedding_features",  # one-hot tasks here only
     "PolicyArgs.base_layers",  # a default of VariBAD's authors
     "Args",  # a VAE's arguments, or an encoder's
-    "MUJOCO",  # presets
+    "MUJOCO_PRESET",  # presets
     "META_WORLD_PRESET",
     "PRESETS",
     "Encoder.__doc__",  # a posterior, or an embedding trained by PPO
@@ -49,7 +49,7 @@ LINES = {
     "main": (
         r"buffer|vae|latent_norm|agent\.policy|b_returns|b_advantages|mb_inds|\bb = |belief = agent\.initial_belief"
         r"|obs, embedding = |agent\(obs, embedding\)$|decision = |else:$",
-        r"memory|beliefs|sequence|mb_envs|\bmb\.|\breturns|agent\.parameters|action_vectors|obs = next_obs$"
+        r"memory|beliefs|sequence|mb_envs|\bmb\.|\breturns|agent\.parameters|action_vectors|obs = policy_obs$"
         r"|agent\(obs, agent\.embedding\(belief\)\)$|decision = |else:$|advantages = \("
         r"|mean_scalars\('losses', ppo_log\)$",
     ),

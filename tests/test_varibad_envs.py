@@ -161,7 +161,7 @@ def test_sizes_of_the_presets(name, obs_dim, action_dim, episodes, max_steps):
     assert meta.has_flag == (episodes > 1) and meta.discrete == (name == "Grid-World")
     obs = meta.reset(0)
     step = meta.step(meta.envs.action_space.sample())
-    for x in (obs, step.final_obs, step.next_obs):
+    for x in (obs, step.next_obs, step.policy_obs):
         assert x.shape == (2, obs_dim) and x.dtype == np.float32
 
 
@@ -526,18 +526,18 @@ def test_bookkeeping_of_meta_episodes(episodes_per_task):
     task, life, episode, steps = ([x] * 4 for x in (1, 1, 0, 0))  # life: episodes since the beginning
     for now in range(10):
         actions = np.random.default_rng(now).normal(size=(4, 2)).astype(np.float32)
-        final_obs, rewards, *ends, next_obs, _ = meta.step(actions)
+        next_obs, rewards, *ends, policy_obs, _ = meta.step(actions)
         assert rewards.tolist() == (actions[:, 0] + 10 * (now + 1)).tolist()
         assert all(x.dtype == bool for x in ends)
         for i in range(4):
             episode_done, task_done, time_limit = (line[now] == "1" for line in META_EPISODES[episodes_per_task][i])
             assert [bool(x[i]) for x in ends] == [task_done, time_limit], (i, now)
             steps[i] += 1
-            assert final_obs[i].tolist() == [task[i], life[i], steps[i], *[int(episode_done) for _ in flag]]
+            assert next_obs[i].tolist() == [task[i], life[i], steps[i], *[int(episode_done) for _ in flag]]
             if episode_done:
                 task[i], life[i], steps[i] = task[i] + task_done, life[i] + 1, 0
                 episode[i] = 0 if task_done else episode[i] + 1
-            assert next_obs[i].tolist() == [task[i], life[i], steps[i], *flag]
+            assert policy_obs[i].tolist() == [task[i], life[i], steps[i], *flag]
             assert meta.episode[i] == episode[i]
 
     tasks = np.array([[7], [8], [9], [5]])
@@ -626,11 +626,11 @@ def test_meta_episodes_of_grid_world():
             positions = meta.envs.positions.copy()
             actions = rng.integers(5, size=6)
             moves = np.array([(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0)])[actions]
-            final_obs, rewards, task_done, time_limit, next_obs, _ = meta.step(actions)
+            next_obs, rewards, task_done, time_limit, policy_obs, _ = meta.step(actions)
             ended = step % 15 == 0
             cells = np.clip(positions + moves, 0, 4)
-            np.testing.assert_array_equal(final_obs, np.column_stack([cells, np.full(6, ended)]))
-            np.testing.assert_array_equal(next_obs, np.zeros((6, 3)) if ended else final_obs)
+            np.testing.assert_array_equal(next_obs, np.column_stack([cells, np.full(6, ended)]))
+            np.testing.assert_array_equal(policy_obs, np.zeros((6, 3)) if ended else next_obs)
             np.testing.assert_array_equal(rewards, np.where((cells == goals[-1]).all(axis=1), 1, -0.1))
             assert meta.episode.tolist() == [step % 60 // 15] * 6 and task_done.tolist() == [step == 60] * 6
             assert not time_limit.any()  # the horizon is part of the task
@@ -652,24 +652,24 @@ def test_meta_episodes_of_walker():
             data.qpos[:], data.qvel[:] = data.model.qpos0, 0
             data.qpos[1] = 0.5 if step in falls[i] else 1.25
         copies, tasks = [copy.copy(data) for data in envs.data], envs.tasks.copy()
-        final_obs, rewards, *ends, next_obs, _ = meta.step(zeros)
+        next_obs, rewards, *ends, policy_obs, _ = meta.step(zeros)
         for i, data in enumerate(copies):
             ended = step in episode_ends[i]
             assert [bool(x[i]) for x in ends] == [step in task_ends[i], step in time_limits[i]], (i, step)
             mass = envs.models[i].body_mass[1] / envs.default_model.body_mass[1]
             assert mass == pytest.approx(envs.tasks[i, 1], rel=1e-12)  # the model is the task's
             assert np.array_equal(envs.tasks[i], tasks[i]) == (step not in task_ends[i])
-            assert final_obs[i, -1] == ended and next_obs[i, -1] == 0
-            np.testing.assert_array_equal(next_obs[i, :-1], plain_obs("Walker", envs.data[i]))
+            assert next_obs[i, -1] == ended and policy_obs[i, -1] == 0
+            np.testing.assert_array_equal(policy_obs[i, :-1], plain_obs("Walker", envs.data[i]))
             if ended:
                 assert envs.data[i].time == envs.elapsed[i] == 0
                 assert np.abs(envs.data[i].qpos - data.model.qpos0).max() <= 0.005 + 1e-12
             else:
-                np.testing.assert_array_equal(next_obs[i], final_obs[i])
+                np.testing.assert_array_equal(policy_obs[i], next_obs[i])
             if step in task_ends[i]:
                 continue  # its model is another one now
             plain, reward, *_ = plain_step("Walker", envs.models[i], data, zeros[i], tasks[i])
-            np.testing.assert_array_equal(final_obs[i, :-1], plain)
+            np.testing.assert_array_equal(next_obs[i, :-1], plain)
             assert rewards[i] == pytest.approx(reward, abs=1e-5)
 
 
@@ -681,7 +681,7 @@ def test_single_episodes(name):
     obs = meta.reset(seed=0)
     rng = np.random.default_rng(0)
     for _ in range(3):
-        obs = meta.step(random_actions(rng, envs, scale=0.3)).next_obs
+        obs = meta.step(random_actions(rng, envs, scale=0.3)).policy_obs
     assert obs.shape == (4, SIZES[name][0])
     can_fall = name != "Cheetah-Dir"
     for i in (1, 2):
@@ -690,16 +690,16 @@ def test_single_episodes(name):
     copies, tasks = [copy.copy(data) for data in envs.data], envs.tasks.copy()
     models = [copy.copy(model) for model in envs.models]
     actions = random_actions(rng, envs)
-    final_obs, rewards, task_done, time_limit, next_obs, _ = meta.step(actions)
+    next_obs, rewards, task_done, time_limit, policy_obs, _ = meta.step(actions)
 
     assert task_done.tolist() == [False, can_fall, True, True]
     assert time_limit.tolist() == [False, False, not can_fall, True]
     for i in range(4):
         plain, reward, *_ = plain_step(name, models[i], copies[i], actions[i], tasks[i])
-        np.testing.assert_array_equal(final_obs[i], plain)
+        np.testing.assert_array_equal(next_obs[i], plain)
         assert rewards[i] == pytest.approx(reward, rel=1e-5, abs=1e-5)
-        np.testing.assert_array_equal(next_obs[i], plain_obs(name, envs.data[i]))
-        assert np.array_equal(next_obs[i], final_obs[i]) == (not task_done[i])
+        np.testing.assert_array_equal(policy_obs[i], plain_obs(name, envs.data[i]))
+        assert np.array_equal(policy_obs[i], next_obs[i]) == (not task_done[i])
         if can_fall:
             assert np.array_equal(envs.tasks[i], tasks[i]) == (not task_done[i])
     meta.reset(tasks=tasks)
@@ -753,7 +753,7 @@ def test_a_saved_state_continues(name, tmp_path):
     meta.take_finished()
     torch.save(meta.state_dict(), tmp_path / "state.pt")
     others.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    np.testing.assert_array_equal(others.next_obs, meta.next_obs)
+    np.testing.assert_array_equal(others.policy_obs, meta.policy_obs)
     for _ in range(2 * meta.max_steps):
         action = actions()
         for one, other in zip(meta.step(action), others.step(action), strict=True):

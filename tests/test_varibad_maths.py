@@ -256,6 +256,12 @@ def slow_prediction(decoder, *inputs):
     return last(x)
 
 
+def losses_of(*inputs):
+    """elbo_loss's loss among its parts."""
+    loss, parts = elbo_loss(*inputs)
+    return parts | {"elbo_loss": loss}
+
+
 def slow_elbo(vae, batch, noise, kl_weight, steps, transitions):
     """elbo_loss term by term: each meta-episode encoded alone, one (m, transition) decoded at a time.
 
@@ -318,7 +324,7 @@ def test_elbo_is_the_triple_sum(case, limit, noise, monkeypatch):
         return positions, mask
 
     monkeypatch.setattr(varibad_hyper, "subsample", spy)
-    fast = elbo_loss(vae, batch, limit, 0.3)
+    fast = losses_of(vae, batch, limit, 0.3)
     steps, transitions = drawn[6], drawn[5]  # from 0 .. T and from the T transitions
     for b, length in enumerate(batch.lengths.tolist()):
         assert len(steps[b]) == min(limit or 6, length + 1) and len(transitions[b]) == min(limit or 5, length)
@@ -339,7 +345,7 @@ def test_elbo_ignores_what_lies_beyond_the_end(case, limit):
     results = []
     for meta_episodes in (batch, padded):
         torch.manual_seed(1)
-        losses = elbo_loss(vae, meta_episodes, limit, 0.3)
+        losses = losses_of(vae, meta_episodes, limit, 0.3)
         results.append((losses, torch.autograd.grad(losses["elbo_loss"], list(vae.parameters()))))
     assert not torch.equal(batch.next_obs, padded.next_obs)
     closely(*results)
@@ -348,7 +354,7 @@ def test_elbo_ignores_what_lies_beyond_the_end(case, limit):
 def test_elbo_samples_m_afresh():
     """The noise is drawn: two calls differ in the reconstruction, and not in the KL."""
     vae, batch = random_(VAE(D, A, small_args())), random_batch("Grid-World")
-    first, second = (elbo_loss(vae, batch, 0, 0.3) for _ in range(2))
+    first, second = (losses_of(vae, batch, 0, 0.3) for _ in range(2))
     assert first["reward_loss"] != second["reward_loss"]
     exactly(first["kl"], second["kl"])
 
@@ -356,7 +362,7 @@ def test_elbo_samples_m_afresh():
 def test_kl_weight_multiplies_only_the_kl(noise):
     vae, batch = random_(VAE(D, A, small_args(**ELBO_CASES["both"]))), random_batch("Ant-Dir")
     noise(randn(6, 4, 2))
-    without, with_kl = elbo_loss(vae, batch, 0, 0.0), elbo_loss(vae, batch, 0, 7.0)
+    without, with_kl = losses_of(vae, batch, 0, 0.0), losses_of(vae, batch, 0, 7.0)
     for name in ("kl", "reward_loss", "state_loss"):
         exactly(without[name], with_kl[name])
     closely(without["elbo_loss"], without["reward_loss"] + without["state_loss"])
@@ -368,9 +374,9 @@ def test_elbo_is_a_mean_over_meta_episodes(case, noise):
     """One meta-episode repeated gives the loss of one, in every part."""
     vae, batch = random_(VAE(D, A, small_args(**case))), random_batch(case["env"], (4,))
     noise(torch.zeros(5, 1, 2, dtype=torch.float64))
-    one = elbo_loss(vae, batch, 0, 0.3)
+    one = losses_of(vae, batch, 0, 0.3)
     noise(torch.zeros(5, 7, 2, dtype=torch.float64))
-    seven = elbo_loss(vae, Batch(*(x.expand(-1, 7, -1) for x in batch[:4]), batch.lengths.expand(7)), 0, 0.3)
+    seven = losses_of(vae, Batch(*(x.expand(-1, 7, -1) for x in batch[:4]), batch.lengths.expand(7)), 0, 0.3)
     closely(one, seven)
 
 
@@ -439,7 +445,7 @@ def test_elbo_by_visit_counts_is_that_of_every_pair(limit, size, monkeypatch):
     for errors in (CellDecoder.errors, errors_of_every_pair):
         monkeypatch.setattr(CellDecoder, "errors", errors)
         torch.manual_seed(1)
-        losses = elbo_loss(vae, batch, limit, 0.3)
+        losses = losses_of(vae, batch, limit, 0.3)
         results.append((losses, torch.autograd.grad(losses["elbo_loss"], list(vae.parameters()))))
     assert results[0][0]["reward_loss"] > 10
     closely(*results)
@@ -815,22 +821,22 @@ def contents(batch):
     return [tuple(tuple(x[:length, b].flatten().tolist()) for x in batch[:4]) for b, length in enumerate(lengths)]
 
 
-def rollout_of(obs, rewards, final_obs, dones):
+def rollout_of(obs, rewards, next_obs, dones):
     """What the buffer reads of a rollout."""
     nothing = dict.fromkeys(Rollout._fields)
-    return Rollout(**nothing | {"obs": obs, "rewards": rewards, "final_obs": final_obs, "dones": dones})
+    return Rollout(**nothing | {"obs": obs, "rewards": rewards, "next_obs": next_obs, "dones": dones})
 
 
 def random_rollout(num_steps, widths, lengths, most):
     """A rollout and its action vectors; `lengths` [N], of the running meta-episodes, go on, to `most` at the most."""
     N = len(lengths)
-    obs, actions, rewards, final_obs = (torch.randn(num_steps, N, width) for width in widths)
+    obs, actions, rewards, next_obs = (torch.randn(num_steps, N, width) for width in widths)
     dones = (torch.rand(num_steps, N) < 0.2).float()
     for t, n in np.ndindex(num_steps, N):
         if lengths[n] == most - 1:
             dones[t, n] = 1
         lengths[n] = 0 if dones[t, n] else lengths[n] + 1
-    return rollout_of(obs, rewards[:, :, 0], final_obs, dones), actions
+    return rollout_of(obs, rewards[:, :, 0], next_obs, dones), actions
 
 
 @pytest.mark.parametrize("num_steps", [1, 7, 40])
@@ -854,7 +860,7 @@ def test_buffer_keeps_the_last_finished_meta_episodes(num_steps):
         buffer.add(rollout, actions)
         for t in range(num_steps):
             for n in range(N):
-                parts = rollout.obs[t, n], actions[t, n], rollout.rewards[t, n, None], rollout.final_obs[t, n]
+                parts = rollout.obs[t, n], actions[t, n], rollout.rewards[t, n, None], rollout.next_obs[t, n]
                 running[n].append([part.tolist() for part in parts])
             several |= rollout.dones[t].sum() > 1
             for n in range(N):
