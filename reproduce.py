@@ -136,8 +136,8 @@ TARGETS = {  # its environments and methods, and those that --envs and --methods
 QUICK = (("Grid-World",), FIGURE1, ("Grid-World",), BESIDE)  # figure1 and table1 with --quick
 SEEDS = {"Pick-Place": 10, "ML10": 3}  # 1 to this; elsewhere 5
 QUICK_FRAMES, QUICK_SEEDS = 1_000_000, 2
+EVALUATIONS = 50  # of a run, about, so that the last tenth of training has five; the presets have more on long runs
 TUNING_SEEDS = (11, 12)  # what chooses a learning rate; never among the seeds that are reported
-TUNING_EVALUATIONS = 12  # of a tuning run, about: at least ten make a curve
 UNREPORTED = (*TUNING_SEEDS, 13)  # seeds that no table shows, 13 being for trying things out
 
 
@@ -148,14 +148,13 @@ def short(rate: float) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: `size` is one of SIZES; what is None is the preset's; `eval_interval` is in iterations."""
+    """One training run: `size` is one of SIZES; what is None is the preset's."""
 
     env: str
     method: str
     seed: int
     frames: int
     size: str | None = None
-    eval_interval: int | None = None
     learning_rate: float | None = None
 
     @property
@@ -167,23 +166,24 @@ class Run:
     def name(self) -> str:
         """The name of its folder."""
         size = [self.size] if self.size else []
-        every = [f"eval-{self.eval_interval}"] if self.eval_interval else []
         rate = [f"lr-{short(self.learning_rate)}"] if self.learning_rate else []
-        return "__".join(map(str, [self.env, self.method, *size, self.seed, self.frames, *every, *rate]))
+        return "__".join(map(str, [self.env, self.method, *size, self.seed, self.frames, *rate]))
 
     @property
     def command(self) -> list[str]:
         """The script and its flags, without the folder."""
         _, script, flags = METHODS[self.method]
+        _, varibad, rl2, eval_interval = PRESETS[self.env]
+        every = max(1, self.frames // (rl2 if script == R else varibad) // EVALUATIONS)  # iterations
         flags = f"--env {self.env} {flags} {SIZES.get(self.size, '')} --seed {self.seed}"
         flags += f" --total-timesteps {self.frames}"
-        flags += f" --eval-interval {self.eval_interval}" if self.eval_interval else ""
+        flags += f" --eval-interval {every}" if every < eval_interval else ""
         flags += f" --learning-rate {short(self.learning_rate)}" if self.learning_rate else ""
         return [script, *flags.split()]
 
 
 Rows = dict[Run, dict[str, str]]  # what is known of finished runs
-Areas = dict[tuple, dict[float, list[float]]]  # of a cell and learning rate, by tuning seed
+Returns = dict[tuple, dict[float, list[float]]]  # of a cell and learning rate, by tuning seed
 Cells = dict[tuple[str, str], list[float]]  # what a table shows of an environment and method, by seed
 
 
@@ -212,7 +212,7 @@ class Args:
     total_timesteps: float | None = None  # frames of every run instead of the preset's; 2e6 is understood
     learning_rates: tuple[float, ...] = ()
     """learning rates of which seeds 11 and 12 choose one for every environment and method (none: the preset's)"""
-    tuning_timesteps: float = 6e5  # frames of the runs that choose the learning rate
+    tuning_timesteps: float | None = None  # frames of the runs that choose the learning rate, if not the same
     executor: Literal["auto", "ray", "local"] = "auto"  # Ray, or processes of this machine; auto: Ray if installed
     address: str | None = None
     """an existing Ray cluster to join, for example auto or 10.0.0.1:6379; its nodes must share this folder"""
@@ -256,8 +256,8 @@ def check_args(args: Args) -> None:
         fail("seeds 11 and 12 choose the learning rate and are not reported: leave them out of --seeds.")
     if args.learning_rates and args.quick:
         fail("--quick takes the learning rates that results/ chose: leave --learning-rates out, or --quick.")
-    if args.target == "robustness" and (not args.learning_rates or args.seeds or args.total_timesteps):
-        fail("robustness needs --learning-rates; its seeds are 11 and 12, and its frames are --tuning-timesteps.")
+    if args.target == "robustness" and (not args.learning_rates or args.seeds):
+        fail("robustness needs --learning-rates, and its seeds are 11 and 12: leave --seeds out.")
     if min(args.workers, args.retries, *args.seeds, 0) < 0:
         fail("--seeds, --workers and --retries must be 0 or more.")
     if args.sizes and args.target != "figure3":
@@ -285,33 +285,27 @@ def make_runs(args: Args) -> list[Run]:
 
 def make_tuning_runs(args: Args, runs: Sequence[Run]) -> list[Run]:
     """The runs that choose a learning rate for every cell of `runs`; none without --learning-rates."""
-    frames, tuning = int(args.tuning_timesteps), []
+    tuning = []
     for seed in TUNING_SEEDS:
-        for env, method, size in dict.fromkeys(run.cell for run in runs):
-            _, varibad, rl2, preset = PRESETS[env]
-            every = max(1, frames // (rl2 if METHODS[method][1] == R else varibad) // TUNING_EVALUATIONS)
-            every = every if every < preset else None
-            tuning += [Run(env, method, seed, frames, size, every, rate) for rate in args.learning_rates]
+        for run in runs:
+            of_seed = replace(run, seed=seed, frames=int(args.tuning_timesteps or run.frames))
+            tuning += [replace(of_seed, learning_rate=rate) for rate in args.learning_rates]
     return list(dict.fromkeys(tuning))
 
 
-def areas_by_rate(rows: Rows, tuning: Sequence[Run]) -> Areas:
-    """The area under the curve of every tuning run, by cell and learning rate; no cell of which a run is missing.
-
-    It is the mean return of the run's evaluations, without the one before training.
-    """
-    areas: Areas = {}
+def returns_by_rate(rows: Rows, tuning: Sequence[Run]) -> Returns:
+    """The return of every tuning run, by cell and learning rate; no cell of which a run is missing."""
+    returns: Returns = {}
     missing = {run.cell for run in tuning if run not in rows}
     for run in sorted(tuning, key=lambda run: (run.learning_rate, run.seed)):
         if run.cell not in missing:
-            area = np.mean([value for frames, value in json.loads(rows[run]["curve"]) if frames > 0])
-            areas.setdefault(run.cell, {}).setdefault(run.learning_rate, []).append(float(area))
-    return areas
+            returns.setdefault(run.cell, {}).setdefault(run.learning_rate, []).append(float(rows[run]["return"]))
+    return returns
 
 
-def choose_rates(areas: Areas) -> dict[tuple, float]:
-    """For every cell the rate with the largest area, mean over the tuning seeds; of equal ones the smallest."""
-    return {cell: min(by_rate, key=lambda r, of=by_rate: (-np.mean(of[r]), r)) for cell, by_rate in areas.items()}
+def choose_rates(returns: Returns) -> dict[tuple, float]:
+    """For every cell the rate with the largest return, mean over the tuning seeds; of equal ones the smallest."""
+    return {cell: min(by_rate, key=lambda r, of=by_rate: (-np.mean(of[r]), r)) for cell, by_rate in returns.items()}
 
 
 def with_rates(runs: Sequence[Run], rates: dict[tuple, float]) -> list[Run]:
@@ -372,7 +366,7 @@ def read_json(path: Path, *names: str) -> dict[str, Any] | None:
     except ValueError:
         pass
     path.replace(f"{path}.damaged")
-    note(f"{path} is damaged; it is now {path.name}.damaged, and the run goes on without it.")
+    note(f"{path} is damaged: it is now {path.name}.damaged, and the run goes on without it.")
     return None
 
 
@@ -555,15 +549,15 @@ def run_of(row: dict[str, str]) -> Run:
         json.loads(row[name])
     flags = row["command"].split()
     values = dict(zip(flags, flags[1:], strict=False))
-    every, rate = values.get("--eval-interval"), values.get("--learning-rate")
+    rate = values.get("--learning-rate")
     counts = int(values["--seed"]), int(values["--total-timesteps"])
-    return Run(row["env"], row["method"], *counts, row["size"] or None, every and int(every), rate and float(rate))
+    return Run(row["env"], row["method"], *counts, row["size"] or None, rate and float(rate))
 
 
 def read_rows(results_dir: Path, without: Iterable[Run] = ()) -> Rows:
     """The last row of every run in results_dir/*.csv, `without` some.
 
-    Passes over what a full disk left of a row, and commands that are no longer a method's. Refuses other columns.
+    Skips what a full disk left of a row, and commands that are no longer a method's. Refuses other columns.
     """
     csv.field_size_limit(10**8)
     rows: Rows = {}
@@ -576,7 +570,7 @@ def read_rows(results_dir: Path, without: Iterable[Run] = ()) -> Rows:
                 row = dict(zip(COLUMNS, *csv.reader([line.decode()]), strict=True)) if line else None
                 run = row and run_of(row)
             except (ValueError, KeyError, TypeError, csv.Error):
-                note(f"line {number} of {path} is no whole row and is passed over.")
+                note(f"line {number} of {path} is damaged and is skipped.")
                 continue
             if row and shlex.join(run.command) == row["command"] and run not in without:
                 rows[run] = row
@@ -643,7 +637,7 @@ def watching_signals() -> Iterator[list[signal.Signals]]:
 
     def receive(number: int, frame: Any) -> None:
         received.append(signal.Signals(number))
-        for any_of_them in before:
+        for any_of_them in stopping:
             signal.signal(any_of_them, signal.SIG_DFL)
 
     stopping = [
@@ -858,11 +852,11 @@ def make_comparison_table(rows: Rows, runs: dict[str, Sequence[Run]]) -> str:
 
 
 def make_rate_table(rows: Rows, tuning: Sequence[Run]) -> str:
-    """Markdown: the area under the curve by learning rate, mean (both seeds), the chosen rate's bold; "" of none."""
-    areas, frames = areas_by_rate(rows, tuning), {run.cell: run.frames for run in tuning}
-    chosen, rates = choose_rates(areas), sorted({rate for by_rate in areas.values() for rate in by_rate})
+    """Markdown: the return by learning rate, mean (both seeds), the chosen rate's bold; "" of none."""
+    returns, frames = returns_by_rate(rows, tuning), {run.cell: run.frames for run in tuning}
+    chosen, rates = choose_rates(returns), sorted({rate for by_rate in returns.values() for rate in by_rate})
     lines = []
-    for cell, by_rate in areas.items():
+    for cell, by_rate in returns.items():
         line = [cell[0], ", ".join(filter(None, (METHODS[cell[1]][0], cell[2]))), f"{frames[cell]:,}"]
         for rate in rates:
             values = by_rate.get(rate, [])
@@ -931,13 +925,13 @@ def draw_sizes(axis: Any, rows: Rows, env: str, column: str) -> None:
 
 
 def draw_rates(axis: Any, rows: Rows, env: str) -> None:
-    """Robustness: area under the curve against learning rate, the tuning seeds' mean (line) and each of them (dots)."""
-    for (_, method, _), by_rate in areas_by_rate(rows, list(rows)).items():
+    """Robustness: return against learning rate, the tuning seeds' mean (line) and each of them (dots)."""
+    for (_, method, _), by_rate in returns_by_rate(rows, list(rows)).items():
         points = np.array(list(by_rate.values()))  # [rates, seeds]
         axis.plot(list(by_rate), points.mean(1), color=COLORS[method], label=METHODS[method][0])
         axis.plot(list(by_rate), points, "o", ms=4, color=COLORS[method])
     rates = sorted({run.learning_rate for run in rows})
-    axis.set(xscale="log", xlabel="learning rate", ylabel="mean return over training")
+    axis.set(xscale="log", xlabel="learning rate", ylabel="return of a meta-episode")
     axis.set_xticks(rates, [short(rate) for rate in rates])
     axis.minorticks_off()
 
@@ -1014,9 +1008,9 @@ def kept_runs(rows: Rows, target: str) -> list[Run]:
         return [run for run in tuning if not run.size]
     _, methods, envs, beside = TARGETS[target]
     methods = methods if target == "figure1" else beside
-    rates = choose_rates(areas_by_rate(rows, tuning))
+    rates = choose_rates(returns_by_rate(rows, tuning))
     reported = [run for run in rows if run.seed not in UNREPORTED and run.learning_rate == rates.get(run.cell)]
-    reported = [run for run in reported if bool(run.size) == (target == "figure3") and not run.eval_interval]
+    reported = [run for run in reported if bool(run.size) == (target == "figure3")]
     runs = [run for run in reported if run.env in envs and run.method in methods]
     seeds = Counter((run.env, run.frames, run.method, run.size) for run in runs)
 
@@ -1118,10 +1112,10 @@ def make_executor(args: Args) -> Executor:
 def print_choice(rows: Rows, tuning: Sequence[Run]) -> None:
     """The learning rates, and which of them are the smallest or largest that was tried."""
     print(make_rate_table(rows, tuning))
-    areas = areas_by_rate(rows, tuning)
-    for cell, rate in choose_rates(areas).items():
-        end = {min(areas[cell]): "smallest", max(areas[cell]): "largest"}.get(rate)
-        if end and len(areas[cell]) > 1:
+    returns = returns_by_rate(rows, tuning)
+    for cell, rate in choose_rates(returns).items():
+        end = {min(returns[cell]): "smallest", max(returns[cell]): "largest"}.get(rate)
+        if end and len(returns[cell]) > 1:
             name = f"{' '.join(filter(None, cell))} learns best at the {end} rate, {short(rate)}"
             print(f"note: {name}: the best may lie outside of --learning-rates.")
 
@@ -1137,7 +1131,7 @@ def main(args: Args) -> None:
     runs = make_runs(args)
     tuning = make_tuning_runs(args, runs)
     rows = read_rows(results_dir)
-    rates = choose_rates(areas_by_rate(rows, kept_tuning(rows) if args.quick else tuning))
+    rates = choose_rates(returns_by_rate(rows, kept_tuning(rows) if args.quick else tuning))
     if args.list:
         print_list([*tuning, *(with_rates(runs, rates) if args.target != "robustness" else [])], args)
         return
@@ -1149,7 +1143,7 @@ def main(args: Args) -> None:
             failed = sweep(tuning, executor, args, signals)
             rows = read_rows(Path(args.results_dir), without=failed)
             print_choice(rows, tuning)
-            rates = choose_rates(areas_by_rate(rows, tuning))
+            rates = choose_rates(returns_by_rate(rows, tuning))
             unknown = list(dict.fromkeys(run.cell for run in runs if run.cell not in rates))
             runs = [run for run in runs if run.cell in rates]
         if args.target == "robustness":

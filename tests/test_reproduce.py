@@ -145,9 +145,21 @@ def test_quick_cut():
         assert args.total_timesteps // (args.num_envs * args.num_steps) // args.eval_interval >= 5
     cut = Args("table1", quick=True, envs=("Grid-World",), methods=("film",), seeds=(4,), total_timesteps=1e5)
     assert reproduce.make_runs(cut) == [Run("Grid-World", "film", 4, 100_000)]
-    # another evaluation interval or learning rate is another run, not to be taken for the same
-    more = [{}, {"eval_interval": 5}, {"learning_rate": 7e-4}, {"learning_rate": 7.1e-4}]
-    assert len({Run("Cheetah-Dir", "bias", 1, 100, **fields).name for fields in more}) == 4
+    # another learning rate is another run, not to be taken for the same
+    assert len({Run("Cheetah-Dir", "bias", 1, 100, None, rate).name for rate in (None, 7e-4, 7.1e-4)}) == 3
+
+
+def test_enough_evaluations_for_what_is_reported():
+    """Five in the last tenth of training, or one per iteration; never fewer than the preset has."""
+    for frames in (96_000, 600_000, 1_000_000, 10_000_000, 100_000_000):
+        for env, (_, *_, preset) in reproduce.PRESETS.items():
+            for method in ("standard", "rl2"):
+                args = parse(Run(env, method, 1, frames))
+                iterations = frames // (args.num_envs * args.num_steps)
+                evaluated = {*range(0, iterations, args.eval_interval), iterations}
+                last_tenth = [iteration for iteration in evaluated if iteration > 0.9 * iterations]
+                assert len(last_tenth) >= 5 or args.eval_interval in (1, preset) or iterations < 100, args
+                assert args.eval_interval == preset or len(evaluated) < 102
 
 
 @pytest.mark.parametrize(
@@ -168,7 +180,6 @@ def test_quick_cut():
         ("figure1 --learning-rates 7e-4 --quick", "--quick takes the learning rates that results/ chose"),
         ("robustness", "robustness needs --learning-rates"),
         ("robustness --learning-rates 7e-4 --seeds 1", "its seeds are 11 and 12"),
-        ("robustness --learning-rates 7e-4 --total-timesteps 1e6", "its frames are --tuning-timesteps"),
         ("figure1 --seeds -1", "must be 0 or more"),
         ("figure1 --workers -1", "must be 0 or more"),
         ("figure1 --quick --runs-dir README.md/runs", "cannot"),
@@ -482,7 +493,7 @@ def test_robustness_shows_the_rows(tmp_path, monkeypatch):
         for seed in (11, 12)
     ]
     values = {run: 1e4 * run.learning_rate + (run.seed - 11) + 10 * (run.method == "bias") for run in runs}
-    rows = {run: fake_row(run, 0, curve=json.dumps([[0, -50], [50, values[run]], [100, values[run]]])) for run in runs}
+    rows = {run: fake_row(run, value) for run, value in values.items()}
     figures = []
     monkeypatch.setattr(reproduce, "save", lambda figure, path: figures.append(figure))
     reproduce.draw("robustness", rows, runs, tmp_path / "picture")
@@ -509,7 +520,7 @@ def tuning_args(**more):
 
 
 def test_tuning_runs():
-    """Every rate with both seeds, none of them reported, and evaluations for a curve in every environment."""
+    """Every rate with both seeds, none of them reported."""
     runs = reproduce.make_runs(tuning_args())
     assert {run.learning_rate for run in runs} == {None} and reproduce.make_tuning_runs(Args("figure1"), runs) == []
     tuning = reproduce.make_tuning_runs(tuning_args(), runs)
@@ -517,50 +528,35 @@ def test_tuning_runs():
     wanted = {("Grid-World", m, seed, rate) for m in ("standard", "bias") for seed in (11, 12) for rate in rates}
     assert len(tuning) == 12
     assert {(run.env, run.method, run.seed, run.learning_rate) for run in tuning} == wanted
-    assert {(run.frames, run.eval_interval) for run in tuning} == {(600_000, None)}
-    assert tuning[2].command[-2:] == ["--learning-rate", "2e-3"] and tuning[2].name.endswith("__600000__lr-2e-3")
-    for frames in (96_000, 6e5, 1e7):
-        for env in reproduce.PRESETS:
-            cells = [Run(env, method, 1, 1) for method in ("standard", "rl2")]
-            args = Args("table1", learning_rates=(7e-4,), tuning_timesteps=float(frames))
-            for run in reproduce.make_tuning_runs(args, cells):
-                parsed = parse(run)
-                assert parsed.learning_rate == 7e-4
-                iterations = int(frames) // (parsed.num_envs * parsed.num_steps)
-                evaluations = iterations // parsed.eval_interval
-                assert evaluations >= 10 or (parsed.eval_interval == 1 and iterations < 24), run
-                assert evaluations <= 40 or parsed.eval_interval == reproduce.PRESETS[env][-1]
+    assert {run.frames for run in tuning} == {4_000_000}  # as many as the reported runs have
+    assert tuning[2].command[-2:] == ["--learning-rate", "2e-3"] and tuning[2].name.endswith("__4000000__lr-2e-3")
+    assert all(parse(run).learning_rate == run.learning_rate for run in tuning)
+    shorter = reproduce.make_tuning_runs(tuning_args(tuning_timesteps=6e5), runs)
+    assert shorter == [replace(run, frames=600_000) for run in tuning]
     sizes = reproduce.make_tuning_runs(tuning_args(), [Run("Walker", "bias", 1, 1, size) for size in ("XS", "S")])
     assert len(sizes) == 12  # a rate for each size
 
 
-def test_areas_and_choice_by_hand():
+def test_choice_by_hand():
     runs = [Run("Walker", "bias", seed, 30, learning_rate=rate) for seed in (11, 12) for rate in (3e-4, 7e-4, 2e-3)]
-    curves = {  # the evaluation before training does not count
-        (11, 3e-4): [[0, 900.0], [10, 1.0], [20, 3.0], [30, 5.0]],
-        (12, 3e-4): [[0, 900.0], [10, 2.0], [20, 2.0], [30, 2.0]],
-        (11, 7e-4): [[0, 0.0], [10, 3.0], [20, 3.0], [30, 6.0]],
-        (12, 7e-4): [[0, 0.0], [10, 1.0], [20, 1.0], [30, 1.0]],
-        (11, 2e-3): [[0, 0.0], [10, 7.0], [20, 0.0], [30, -1.0]],
-        (12, 2e-3): [[0, 0.0], [10, 0.0], [20, 0.0], [30, 9.0]],
-    }
-    rows = {run: fake_row(run, 0, curve=json.dumps(curves[run.seed, run.learning_rate])) for run in runs}
+    values = dict(zip(runs, (3.0, 4.0, 2.0, 2.0, 1.0, 3.0), strict=True))
+    rows = {run: fake_row(run, value) for run, value in values.items()}
     # reported seeds at the largest rate, however good, change nothing
-    rows |= {run: fake_row(run, 99, curve="[[30, 99.0]]") for run in [replace(runs[2], seed=seed) for seed in (1, 2)]}
-    areas = reproduce.areas_by_rate(rows, runs)
+    rows |= {run: fake_row(run, 99) for run in [replace(runs[2], seed=seed) for seed in (1, 2)]}
+    returns = reproduce.returns_by_rate(rows, runs)
     cell = ("Walker", "bias", None)
-    assert areas == {cell: {3e-4: [3.0, 2.0], 7e-4: [4.0, 1.0], 2e-3: [2.0, 3.0]}}
-    assert reproduce.choose_rates(areas) == {cell: 3e-4}  # 2.5 all three: the smallest
+    assert returns == {cell: {3e-4: [3.0, 2.0], 7e-4: [4.0, 1.0], 2e-3: [2.0, 3.0]}}
+    assert reproduce.choose_rates(returns) == {cell: 3e-4}  # 2.5 all three: the smallest
     assert reproduce.choose_rates({cell: {3e-4: [3.0, 2.0], 7e-4: [4.0, 1.1], 2e-3: [4.0, 1.0]}}) == {cell: 7e-4}
     assert reproduce.kept_tuning(rows) == sorted(runs, key=lambda run: (runs.index(run) % 3, run.seed))
     del rows[runs[0]]
-    assert reproduce.areas_by_rate(rows, runs) == {}
+    assert reproduce.returns_by_rate(rows, runs) == {}
 
 
 def test_the_best_rate_at_an_edge_is_told(capsys):
     def told(best, rates):
         runs = [Run("Walker", "bias", seed, 30, learning_rate=rate) for seed in (11, 12) for rate in rates]
-        rows = {run: fake_row(run, 0, curve=f"[[30, {float(run.learning_rate == best)}]]") for run in runs}
+        rows = {run: fake_row(run, float(run.learning_rate == best)) for run in runs}
         reproduce.print_choice(rows, runs)
         return capsys.readouterr().out
 
@@ -658,7 +654,7 @@ def test_a_failed_tuning_run_leaves_its_method_out(tuned, tmp_path, capsys):
     starts = started()
     assert sorted(starts[:12]) == sorted(TRIED) and sorted(starts[12:]) == CHOSEN[2:]
     err = capsys.readouterr().err
-    assert "failed: Grid-World__standard__12__500__eval-1__lr-2e-3: " in err
+    assert "failed: Grid-World__standard__12__500__lr-2e-3: " in err
     assert "not started: Grid-World standard, since a run that chooses its learning rate failed." in err
     assert "not started: Grid-World bias" not in err
     (tmp_path / "broken").unlink()
@@ -783,7 +779,7 @@ def test_sweep_with_a_run_that_fails_and_one_that_is_interrupted(executor, tmp_p
     wanted = direct_result(tmp_path, killed)
     assert float(row["return"]) == wanted["evaluation"]["meta_episodic_return"]["mean"]
     assert json.loads(row["curve"]) == [list(point) for point in wanted["eval_history"]]
-    assert [frames for frames, _ in json.loads(row["curve"])] == [0, FRAMES]  # before training and at the end
+    assert [frames for frames, _ in json.loads(row["curve"])] == list(range(0, FRAMES + 1, 960))  # every iteration
     own = ("runs_dir", "exp_name", "resume", "evaluate")
     assert json.loads(row["args"]) == {name: value for name, value in wanted["args"].items() if name not in own}
     assert reproduce.frames_so_far(folder) == FRAMES
@@ -1088,7 +1084,9 @@ def test_no_script_outlives_its_sweep(numbers, tmp_path):
         time.sleep(0.2)
     process.wait(timeout=60)
     (log,) = tmp_path.glob("runs/*/log.txt")
-    while "stopped by SIGTERM after iteration" not in log.read_text() and time.time() < deadline:
+    deadline = time.time() + 60  # a run that nobody stops ends without saying so
+    while "stopped by SIGTERM after iteration" not in log.read_text():
+        assert time.time() < deadline
         time.sleep(0.1)
     (checkpoint,) = tmp_path.glob("runs/*/*/checkpoint.pt")
     with open(checkpoint.parent / "lock") as lock:
@@ -1239,10 +1237,7 @@ def test_kept_runs_are_at_the_chosen_learning_rate():
 
     def kept(best, *more):
         runs = [*sum(at.values(), []), *unreported, *more]
-        return reproduce.kept_runs({run: fake_row(run, 1, curve=curve_at(run, best)) for run in runs}, "table1")
-
-    def curve_at(run, best):
-        return json.dumps([[0, 99.0 * (run.learning_rate != best)], [10, 1.0 + (run.learning_rate == best)]])
+        return reproduce.kept_runs({run: fake_row(run, float(run.learning_rate == best)) for run in runs}, "table1")
 
     assert kept(3e-4, *tuning) == at["standard", None] + at["bias", 3e-4]
     assert kept(7e-4, *tuning) == at["standard", None] + at["bias", 7e-4]
@@ -1253,14 +1248,6 @@ def test_kept_runs_are_at_the_chosen_learning_rate():
     larger = [Run("Walker", "bias", seed, 60, learning_rate=3e-4) for seed in (11, 12)]
     assert kept(7e-4, *tuning, *larger) == at["standard", None] + at["bias", 7e-4]
     assert kept(7e-4, tuning[1], tuning[3], *larger) == at["standard", None] + at["bias", 3e-4]
-
-
-def test_rows_with_other_evaluations_are_not_taken_for_the_presets():
-    plain, quick = Run("Cheetah-Dir", "bias", 1, 160_000), Run("Cheetah-Dir", "bias", 1, 160_000, eval_interval=5)
-    rows = {run: fake_row(run, 1) for run in (plain, quick)}
-    assert reproduce.kept_runs(rows, "figure1") == reproduce.kept_runs(rows, "table1") == [plain]
-    del rows[plain]
-    assert reproduce.kept_runs(rows, "figure1") == []
 
 
 @pytest.mark.docs
@@ -1313,8 +1300,7 @@ def test_readme_of_no_rows_then_of_some(tmp_path, monkeypatch, capsys):
     assert blocks["curves of all"] == blocks["curves of figure 1"] and "| **4.2 ± 0.6** |" in blocks["curves of all"]
     assert "| 1, 2, 3 | 3.20, 4.20, 5.20 | 0.0 |" in blocks["seeds"] and blocks["table2"] == ""
     assert "| Table 1 | Grid-World | Standard | Bias-HyperInit | -11.20 | " in blocks["comparisons"]
-    # seed 11 at 7e-4: the mean of 1 and 13.07
-    rates = "| Grid-World | Bias-HyperInit | 10 | 7.29 (7.04, 7.54) | **7.35 (7.10, 7.60)** |"
+    rates = "| Grid-World | Bias-HyperInit | 10 | 13.57 (13.07, 14.07) | **13.70 (13.20, 14.20)** |"
     assert rates in blocks["learning rates"]
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("before\n<!-- ") and readme.endswith("-->\nafter\n") and blocks["table1"] in readme
