@@ -47,11 +47,11 @@ class HyperLinear(nn.Module):
     def reset_parameters(self) -> None:
         """Bias-HyperInit, Eq. (3), where f is nn.Linear's own initialisation, U(-a, a) with a = 1 / sqrt(in)."""
         f = partial(nn.init.uniform_, a=-(self.in_features**-0.5), b=self.in_features**-0.5)
-        init_hyper_linear_(self, "bias", f, f, gain=1.0)
+        init_hyper_linear_(self, "bias", f, f)
 
     def forward(self, inputs: Tensor, embedding: Tensor) -> Tensor:
         """Inputs [B, in], embedding (x, 1) [B, K+1] (ValueError without the 1); returns [B, out]. Eq. (2) and (3)."""
-        check_width(embedding, self.embedding_features)
+        check_shapes(inputs, embedding, self.embedding_features)
         per_slice = F.linear(inputs, self.weight.flatten(0, 1))  # [B, (K+1) * out]
         per_slice = per_slice.unflatten(1, self.weight.shape[:2])  # [B, K+1, out]
         bias = embedding @ self.bias[:, :, 0]  # [B, out]
@@ -79,18 +79,21 @@ class FilmLinear(nn.Module):
 
     def forward(self, inputs: Tensor, embedding: Tensor) -> Tensor:
         """Inputs [B, in], embedding (x, 1) [B, K+1] (ValueError without the 1); returns [B, out]."""
-        check_width(embedding, self.embedding_features)
+        check_shapes(inputs, embedding, self.embedding_features)
         scale, shift = embedding @ self.scale[:, :, 0], embedding @ self.shift[:, :, 0]  # [B, out] each
         return scale * F.linear(inputs, self.weight) + shift
 
     extra_repr = HyperLinear.extra_repr
 
 
-def check_width(embedding: Tensor, features: int) -> None:
-    """Raises ValueError where the embedding is not [B, features + 1]."""
+def check_shapes(inputs: Tensor, embedding: Tensor, features: int) -> None:
+    """Raises ValueError where the embedding is not [B, features + 1] for inputs [B, in]."""
     if embedding.shape[-1] != features + 1:
         widths = f"the embedding has {embedding.shape[-1]} columns, but this layer takes {features + 1}"
         raise ValueError(f"{widths}: append a 1 to the {features} features, F.pad(x, (0, 1), value=1.0).")
+    if not len(inputs.shape) == len(embedding.shape) == 2 or len(inputs) != len(embedding):
+        shapes = f"inputs {tuple(inputs.shape)} and embedding {tuple(embedding.shape)}"
+        raise ValueError(f"{shapes} must be [B, in] and [B, {features + 1}]: flatten, or expand to one row per sample.")
 
 
 def normc_(tensor: Tensor, gain: float = 1.0) -> Tensor:
@@ -196,8 +199,13 @@ HYPER_SCHEMES = ("bias", "weight", "hfi", "hfo", *DEFAULTS)
 FILM_SCHEMES = ("bias", *DEFAULTS)
 
 
-def init_hyper_linear_(layer: HyperLinear, scheme: str, f_weight: BaseInit, f_bias: BaseInit, gain: float) -> None:
-    """Initialises both stacks of a HyperLinear by one of HYPER_SCHEMES; raises ValueError for another scheme."""
+def init_hyper_linear_(
+    layer: HyperLinear, scheme: str, f_weight: BaseInit, f_bias: BaseInit, gain: float = 1.0
+) -> None:
+    """Initialises both stacks of a HyperLinear by one of HYPER_SCHEMES; raises ValueError for another scheme.
+
+    "bias" and "weight" draw from f, "hfi" and "hfo" use the gain, the others neither.
+    """
     if scheme in DEFAULTS:
         default_hyper_(layer.weight, DEFAULTS[scheme])
         default_hyper_(layer.bias, DEFAULTS[scheme])

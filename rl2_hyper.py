@@ -60,7 +60,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import gridworld
-from hyperinit import TANH_GAIN, FilmLinear, HyperLinear, init_film_linear_, init_hyper_linear_, normc_
+from hyperinit import FILM_SCHEMES, TANH_GAIN, FilmLinear, HyperLinear, init_film_linear_, init_hyper_linear_, normc_
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments, in the groups that --help shows. The defaults are Grid-World's; PRESETS has what differs elsewhere.
@@ -80,7 +80,8 @@ class RunArgs:
     total_timesteps: int = 4_000_000  # frames (steps of all environments) to train for; may be written 2e6
     exp_name: str = ""  # added to the run folder's name, to tell runs apart that differ in other flags
     runs_dir: str = "runs"  # folder that holds the run folders
-    resume: str | None = None  # a run folder to continue; only flags that do not affect the results may change
+    resume: str | None = None
+    """a run folder to continue; --total-timesteps may grow, --threads, --cuda, --track and --save-model may change"""
     evaluate: str | None = None  # a run folder, checkpoint.pt or model.pt to evaluate instead of training
     save_model: bool = False  # save agent, normalisers and arguments to model.pt at the end
     checkpoint_interval: int = 100  # iterations between checkpoints (0: none, the run cannot be resumed)
@@ -97,7 +98,7 @@ class RunArgs:
 @dataclass
 class TaskArgs:
     episodes_per_task: int = 4
-    """episodes per meta-episode; if more than one, a flag "episode just ended" joins the observation"""
+    """episodes per meta-episode; if more than one, the encoder is shown when an episode has ended, by a flag"""
     grid_size: int = 5  # Grid-World: cells per side
     grid_horizon: int = 15  # Grid-World: steps per episode
     grid_goals: Literal["all", "far"] = "all"
@@ -152,7 +153,7 @@ class Args(EncoderArgs, PolicyArgs, PPOArgs, TaskArgs, RunArgs):
 BASE_INITS = {
     "normc": partial(normc_, gain=TANH_GAIN),
     "orthogonal": partial(nn.init.orthogonal_, gain=TANH_GAIN),
-    "kaiming": partial(nn.init.kaiming_normal_, nonlinearity="tanh"),
+    "kaiming": partial(nn.init.kaiming_normal_, nonlinearity="tanh"),  # NOTE: --init kaiming is uniform, as theirs
 }
 
 
@@ -160,16 +161,16 @@ def init_base_network_(layers: nn.ModuleList, head: Literal["discrete", "continu
     """Initialises a base network: its layers' own weights by f, or the heads that generate them by --init.
 
     f (section 4.2) is --base-init for hidden layers, with bias 0. The output layer's f is orthogonal with gain 0.01 for
-    discrete actions, normc with gain 1 for continuous ones, and PyTorch's default for the critic.
+    discrete actions, normc with gain 1 for continuous ones, and PyTorch's default for the critic. Of --init, bias and
+    weight draw from f, hfi and hfo use the gain (tanh's 5/3, 1 for an output, 0.01 for logits), others neither.
     """
     for layer in layers:
-        # The gain is for HFI and HFO alone: 5/3 for tanh, 1 for an output, 0.01 for logits.
         f_weight, f_bias, gain = BASE_INITS[args.base_init], nn.init.zeros_, TANH_GAIN
         if layer is layers[-1]:
             gain = 1.0
             if head == "discrete":
                 gain = 0.01
-                f_weight = partial(nn.init.orthogonal_, gain=gain)
+                f_weight = partial(nn.init.orthogonal_, gain=0.01)
             elif head == "continuous":
                 f_weight = normc_
             else:
@@ -218,15 +219,15 @@ class Policy(nn.Module):
 
     def forward(self, obs: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Actor's outputs [B, A] and values [B] of normalised observations [B, D] and embeddings [B, embedding_dim]."""
-        x = self.embedding_features(embedding)
-        actor = self.obs_features(obs)  # [B, state_features]
+        x = self.embedding_features(embedding)  # [B, K]
+        features = self.obs_features(obs)  # [B, state_features]
         if self.arch == "standard":
-            actor, task = torch.cat([actor, x], dim=-1), ()  # [B, state_features + K]
+            features, task = torch.cat([features, x], dim=-1), ()  # the layers take no second argument
         else:
             for layer in self.hyper_hidden:
                 x = F.relu(layer(x))
             task = (F.pad(x, (0, 1), value=self.hyper_bias),)  # (x, 1) [B, K+1]: the 1 meets the heads' biases, if any
-        critic = actor
+        actor = critic = features
         for layer in self.actor[:-1]:
             actor = torch.tanh(layer(actor, *task))
         for layer in self.critic[:-1]:
@@ -260,7 +261,8 @@ class Encoder(nn.Module):
         """GRU states *before* each step, [T, B, H], of sequences [T, B, .] that begin in the state hidden [B, H].
 
         META-RL: `dones` [T, B] is 1 where a task ended with the step: the memory is cleared there, and kept at the
-        end of an episode. One GRU call for every stretch in which no environment's memory is cleared.
+        end of an episode. One GRU call for every stretch in which no environment's memory is cleared: of 4 steps, with
+        a task that ends with step 1, steps 0 and 1, then 2 and 3.
         """
         x = self.inputs(actions, next_obs, rewards)  # [T, B, .]
         ends = (dones[:-1].any(dim=1).nonzero()[:, 0] + 1).tolist()  # steps before which a memory is cleared
@@ -360,7 +362,7 @@ class Rollout(NamedTuple):
     next_obs: Tensor  # what the action led to, [N, D]
     rewards: Tensor  # raw, [N]
     dones: Tensor  # 1 where the meta-episode ended, [N]
-    final_values: Tensor  # value of the last observation where time ran out, otherwise 0, [N]
+    final_values: Tensor  # used where done: the last observation's value if time ran out, otherwise 0, [N]
     discounted_returns: Tensor  # of the meta-episode so far, [N]
 
 
@@ -370,6 +372,7 @@ def compute_gae(rewards: Tensor, rollout: Rollout, next_value: Tensor, gamma: fl
     META-RL: `dones` is 1 where a *meta-episode* ended: the objective is the return of the whole meta-episode, Eq. (1),
     so advantages flow across the episodes inside it. Where it is 1, `final_values` replaces the next step's value: that
     of the last observation if time ran out, otherwise 0. next_value [N] follows the rollout's last step.
+    NOTE: as in VariBAD, running out of time is no end for the value function, which does not see the time.
     """
     values, dones = rollout.values, rollout.dones
     next_values = torch.cat([values[1:], next_value[None]])  # [T, N]
@@ -420,33 +423,33 @@ def main(args: Args) -> Path | None:
     envs.reset(seeds["train_envs"])
     adam = partial(torch.optim.Adam, eps=args.adam_eps, fused=True)
     optimizer = adam(agent.parameters(), lr=args.learning_rate)
-    memory = nn.Module()  # a checkpoint keeps the beliefs of the running meta-episodes
+    memory = nn.Module()  # the beliefs of the running meta-episodes; a module, since it has a state_dict
     memory.register_buffer("belief", agent.initial_belief(envs))  # [N, H]
     stateful = {"agent": agent, "optimizer": optimizer, "envs": envs, "memory": memory}
 
     with Run(args, stateful) as run:  # folder, log, progress, signals; with --resume it restores all that is stateful
         for iteration in range(run.iteration + 1, run.num_iterations + 1):
-            run.evaluate(agent, eval_envs)  # if due: before training, then every --eval-interval iterations
+            run.evaluate_if_due(agent, eval_envs)  # before training, then every --eval-interval iterations
 
             # --- Rollout. META-RL: the encoder's memory continues through episodes and is cleared only when the task
             # changes.
             steps: list[Rollout] = []
             policy_obs = to_tensor(envs.policy_obs, device)  # [N, D]
             # The update encodes the rollout again from here, be it amid a meta-episode: no gradient goes further back.
-            initial_belief = belief = memory.belief  # [N, H]
+            first_belief = belief = memory.belief  # [N, H]
             with torch.inference_mode():
                 for _ in range(args.num_steps):
                     obs = policy_obs  # [N, D]
                     dist, value = agent(obs, agent.embedding(belief))
                     action = dist.sample()
-                    step = (to_tensor(x, device) for x in envs.step(action.cpu().numpy()))
                     # next_obs is what the action led to. policy_obs is the same, or the first one of the next episode.
-                    next_obs, reward, done, time_limit, policy_obs, discounted_return = step
+                    step = envs.step(action.cpu().numpy())  # a Step of arrays [N, .]
+                    next_obs, reward, done, time_limit, policy_obs, discounted_return = to_tensors(step, device)
                     belief = agent.update_belief(belief, action, next_obs, reward)
 
                     # META-RL: `done` is the end of the meta-episode. If it ended by time, the value of the last
-                    # observation stands for what would have followed; its flag "episode just ended" is cleared, since
-                    # the policy never acts on observations that have it.
+                    # observation stands for what would have followed. Its flag "episode just ended" is cleared, since
+                    # the policy always sees 0 there: it acts on the next episode's first observation instead.
                     final_value = torch.zeros_like(value)
                     if time_limit.any():
                         final_value = time_limit * agent(envs.clear_flag(next_obs), agent.embedding(belief))[1]
@@ -455,7 +458,9 @@ def main(args: Args) -> Path | None:
                     decision = obs, action, dist.log_prob(action), value
                     steps.append(Rollout(*decision, next_obs, reward, done, final_value, discounted_return))
                 next_value = agent(policy_obs, agent.embedding(belief))[1]  # [N]
-            rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .], outside of inference mode
+            rollout = Rollout(
+                *map(torch.stack, zip(*steps, strict=True))
+            )  # [T, N, .]; inference mode is off, for autograd
             memory.belief = belief
             learning = iteration * batch_size >= args.learning_starts
             torch.set_num_threads(args.threads)
@@ -476,15 +481,13 @@ def main(args: Args) -> Path | None:
                     for mb_envs in torch.randperm(args.num_envs, device=device).chunk(args.num_minibatches):
                         mb = Rollout(*(x[:, mb_envs] for x in rollout))  # [T, B, .]
                         sequence = action_vectors[:, mb_envs], mb.next_obs, mb.rewards[:, :, None], mb.dones
-                        beliefs = agent.encoder.unroll(*sequence, initial_belief[mb_envs])  # [T, B, H]
-                        dist, newvalue = agent(
-                            mb.obs.flatten(0, 1), agent.embedding(beliefs).flatten(0, 1)
-                        )  # T * B rows
+                        beliefs = agent.encoder.unroll(*sequence, first_belief[mb_envs])  # [T, B, H]
+                        embeddings = agent.embedding(beliefs).flatten(0, 1)  # [T * B, L]
+                        dist, newvalue = agent(mb.obs.flatten(0, 1), embeddings)
                         logratio = dist.log_prob(mb.actions.flatten(0, 1)) - mb.logprobs.flatten()
-                        pg_loss = policy_loss(logratio, advantages[:, mb_envs].flatten(), args.clip_coef)
-                        v_loss = value_loss(
-                            newvalue, mb.values.flatten(), returns[:, mb_envs].flatten(), args.clip_coef
-                        )
+                        mb_advantages, mb_returns = (x[:, mb_envs].flatten() for x in (advantages, returns))
+                        pg_loss = policy_loss(logratio, mb_advantages, args.clip_coef)
+                        v_loss = value_loss(newvalue, mb.values.flatten(), mb_returns, args.clip_coef)
                         entropy_loss = dist.entropy().mean()
                         loss = pg_loss - args.ent_coef * entropy_loss + args.vf_coef * v_loss
 
@@ -508,7 +511,7 @@ def main(args: Args) -> Path | None:
                 scalars["losses/explained_variance"] = 1 - unexplained.item()
             finite = agent.is_finite(policy_obs, belief)
             run.end_iteration(scalars | {"charts/learning_rate": args.learning_rate}, finite)
-        run.evaluate(agent, eval_envs)
+        run.evaluate_if_due(agent, eval_envs)
         run.save_result()
     return run.folder
 
@@ -553,12 +556,11 @@ def evaluate(agent: Agent, envs: MetaEpisodes, seed: int, tasks: np.ndarray | No
         first: dict[int, MetaEpisode] = {}  # of every environment; one that is done early continues, unrecorded
         while len(first) < envs.num_envs:
             action = agent(obs, agent.embedding(belief))[0].mode
-            step = (to_tensor(x, device) for x in envs.step(action.cpu().numpy()))
-            next_obs, reward, done, _, obs, _ = step
+            next_obs, reward, done, _, obs, _ = to_tensors(envs.step(action.cpu().numpy()), device)
             belief = agent.update_belief(belief, action, next_obs, reward)
             belief = torch.where(done[:, None] > 0, agent.initial_belief(envs), belief)
-            for episode in envs.take_finished():
-                first.setdefault(episode.env, episode)
+            for meta_episode in envs.take_finished():
+                first.setdefault(meta_episode.env, meta_episode)
         played += [first[i] for i in range(min(envs.num_envs, num_tasks - start))]
     return played
 
@@ -635,6 +637,10 @@ def to_tensor(array: np.ndarray, device: torch.device) -> Tensor:
     return torch.as_tensor(array, dtype=torch.float32, device=device)
 
 
+def to_tensors(step: Step, device: torch.device) -> list[Tensor]:
+    return [to_tensor(array, device) for array in step]
+
+
 class MetaEpisode(NamedTuple):
     """A finished meta-episode."""
 
@@ -659,10 +665,10 @@ class MetaEpisodes:
     """Meta-episodes over a VectorEnv (section 3.1): `episodes_per_task` episodes on one task, then a new task.
 
     META-RL: with several episodes, a flag joins the observation: 1 on the observation that ended an episode. The
-    encoder sees that one; the policy acts on the next episode's first, whose flag is 0.
+    encoder sees that one; the policy acts on the next episode's first, whose flag is 0, as it always is for the policy.
     """
 
-    COUNTERS = ("episode", "policy_obs", "returns", "successes", "lengths", "discounted_returns")  # arrays [N, ...]
+    SAVED = ("episode", "policy_obs", "returns", "successes", "lengths", "discounted_returns")  # arrays [N, ...]
 
     def __init__(self, envs: gym.vector.VectorEnv, episodes_per_task: int, gamma: float):
         self.envs, self.num_envs, self.episodes_per_task, self.gamma = envs, envs.num_envs, episodes_per_task, gamma
@@ -736,11 +742,11 @@ class MetaEpisodes:
         return finished
 
     def state_dict(self) -> dict[str, Any]:
-        counters = {name: torch.from_numpy(getattr(self, name)) for name in self.COUNTERS}
-        return counters | {"blow_ups": self.blow_ups, "envs": self.envs.state_dict()}
+        saved = {name: torch.from_numpy(getattr(self, name)) for name in self.SAVED}
+        return saved | {"blow_ups": self.blow_ups, "envs": self.envs.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in self.COUNTERS:
+        for name in self.SAVED:
             getattr(self, name)[:] = state[name].numpy()
         self.blow_ups = state["blow_ups"]
         self.envs.load_state_dict(state["envs"])
@@ -1194,8 +1200,8 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv):
 # ---------------------------------------------------------------------------------------------------------------------
 # Presets, parsing, checks
 
-# VariBAD's own RL2 configuration, where it is not Grid-World's above; discounts and encoder inputs are VariBAD's. On
-# Meta-World, where VariBAD's authors did not run RL2, VariBAD's values with RL2's task embedding.
+# VariBAD's authors' configuration of RL2, where it is not Grid-World's above, but discounts and encoder inputs as in
+# `varibad_hyper.py`. On Meta-World, where they did not run RL2, that script's values with RL2's task embedding.
 # fmt: off
 MUJOCO_PRESET = {
     "total_timesteps": 100_000_000, "episodes_per_task": 1, "num_steps": 200, "gamma": 0.97, "gae_lambda": 0.9,
@@ -1242,9 +1248,9 @@ def plain_numbers(argv: Sequence[str]) -> list[str]:
     """A command line with `2e6` as `2000000`, which int() takes, behind flags of whole numbers."""
     whole = {flag(name) for name, kind in get_type_hints(Args).items() if kind is int}
     words = list(argv)
-    for i, word in enumerate(words):
+    for i, (before, word) in enumerate(zip(["", *argv], argv, strict=False)):
         name, equals, value = word.rpartition("=")
-        if (name.replace("_", "-") or words[i - 1].replace("_", "-")) in whole:
+        if (name or before).replace("_", "-") in whole:
             with suppress(ValueError, OverflowError):
                 if "e" in value.lower() and float(value) == int(float(value)):
                     words[i] = f"{name}{equals}{int(float(value))}"
@@ -1294,8 +1300,9 @@ def check_args(args: Args) -> None:
     for name, value in asdict(args).items():
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and not isinstance(number, bool):
-                most, least = at_most.get(name, 3e38), "0 or more" if name in may_be_zero else "more than 0"
-                if not 0 <= number <= most or (number == 0 and name not in may_be_zero):  # float32 ends at 3e38
+                most = at_most.get(name, 1e12 if isinstance(number, int) else 3e38)  # float32 ends there
+                least = "0 or more" if name in may_be_zero else "more than 0"
+                if not 0 <= number <= most or (number == 0 and name not in may_be_zero):
                     fail(f"{flag(name)} is {number}: it must be {least}, and at most {most:g}.")
     batch_size = args.num_envs * args.num_steps
     frames = f"--num-envs {args.num_envs} x --num-steps {args.num_steps} = {batch_size} frames"
@@ -1316,6 +1323,10 @@ def check_args(args: Args) -> None:
         )
     if args.arch == "standard" and (args.init != "bias" or args.hyper_layers):
         fail("--arch standard has no hypernetwork: leave --init and --hyper-layers out, --base-init initialises it.")
+    if args.arch == "film" and args.init not in FILM_SCHEMES:
+        fail(f"--arch film generates no weight matrices: choose --init from {', '.join(FILM_SCHEMES)}.")
+    if args.arch == "hyper" and args.init not in ("bias", "weight") and args.base_init != "normc":
+        fail(f"--base-init changes nothing with --init {args.init}: leave it out, or choose --init bias or weight.")
     if not args.hyper_bias and (args.arch != "hyper" or args.init == "bias"):
         fail("--no-hyper-bias leaves nothing of --init bias, and needs --arch hyper: choose another --init.")
 
@@ -1325,7 +1336,7 @@ def refusing_sizes() -> Iterator[None]:
     """Ends the program with a sentence if what this block makes does not fit together, or not into memory."""
     try:
         yield
-    except (MemoryError, RuntimeError, TypeError, ValueError) as error:
+    except (MemoryError, RuntimeError, ValueError) as error:
         what = str(error).split("\n")[0]
         fail(f"environments and networks cannot be made like this ({type(error).__name__}: {what}).")
 
@@ -1356,7 +1367,8 @@ def load_saved(path: str, mmap: bool = False) -> tuple[dict[str, Any], Args]:
     file, script = Path(path), Path(__file__).stem
     try:
         if file.is_dir():
-            file = min(file.glob("*.pt"), default=file / "checkpoint.pt")  # checkpoint.pt, or else model.pt
+            checkpoint, model = file / "checkpoint.pt", file / "model.pt"
+            file = model if model.exists() and not checkpoint.exists() else checkpoint
         with zipfile.ZipFile(file) as archive:  # notices what is cut off
             if not mmap and archive.testzip() is not None:  # compares checksums
                 raise zipfile.BadZipFile
@@ -1412,7 +1424,7 @@ class Run:
     block, after which signal handlers are as before, and files closed.
     """
 
-    COUNTERS = "iteration global_step eval_history evaluations meta_return blow_ups scalars seconds".split()
+    SAVED = "iteration global_step eval_history evaluations meta_return blow_ups scalars seconds".split()
 
     def __init__(self, args: Args, stateful: dict[str, Any]):
         self.args, self.stateful, self.script = args, stateful, Path(__file__).stem
@@ -1480,9 +1492,8 @@ class Run:
         frames, counts = self.num_iterations * self.batch_size, parameter_counts(agent)
         loop = f"{self.num_iterations} iterations of {args.num_envs} x {args.num_steps} = {self.batch_size} frames"
         print(f"{args.env}, {method(args)}, seed {args.seed}: {loop} on {agent.obs_norm.mean.device}")
-        sizes = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items())
-        dims = f"observation {envs.obs_dim}, action {envs.action_dim}"
-        print(f"{dims}, {envs.max_steps} steps a task; parameters: {sizes}")
+        sizes = "{total:,} parameters, hypernetwork {hypernetwork:,}; base network {base_network:,}".format(**counts)
+        print(f"observation {envs.obs_dim}, action {envs.action_dim}, {envs.max_steps} steps a task; {sizes}")
         print(f"run folder: {self.folder}")
         if self.num_iterations == 1 or frames < args.learning_starts:
             print("note: the policy does not learn in so few frames, see --learning-starts.")
@@ -1506,12 +1517,12 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         self.seconds = self.resumed_at + time.monotonic() - self.started
-        cuda_rng = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        cuda_rng = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         rngs = {"rng": torch.get_rng_state(), "cuda_rng": cuda_rng}
-        return {name: getattr(self, name) for name in self.COUNTERS} | rngs
+        return {name: getattr(self, name) for name in self.SAVED} | rngs
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in self.COUNTERS:
+        for name in self.SAVED:
             if type(state[name]) is not type(getattr(self, name)):
                 raise TypeError(name)
             setattr(self, name, state[name])
@@ -1573,7 +1584,7 @@ class Run:
             print(f"\nstopped by {self.signals[0].name} after iteration {self.iteration}: {how}", file=sys.stderr)
             raise SystemExit(128 + self.signals[0])
 
-    def evaluate(self, agent: Agent, envs: MetaEpisodes) -> None:
+    def evaluate_if_due(self, agent: Agent, envs: MetaEpisodes) -> None:
         """Evaluates the agent and logs that, if it is due: every --eval-interval iterations, and at the end."""
         if self.iteration == self.first_iteration and self.args.checkpoint_interval:
             self.save_checkpoint()  # from here on the run can be resumed, with these arguments
@@ -1627,7 +1638,7 @@ class Run:
         scalars |= {"charts/blow_ups": envs.blow_ups, "charts/SPS": int(self.global_step / seconds)}
         self.scalars = scalars
         self.log(scalars)
-        self.bar.set_postfix_str(f"return {self.meta_return:.2f}", refresh=False)
+        self.bar.set_postfix_str(f"training return {self.meta_return:.2f}", refresh=False)
         self.bar.update(self.batch_size)
         self.stop_if_signalled()
         interval, last = self.args.checkpoint_interval, self.iteration == self.num_iterations

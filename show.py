@@ -74,7 +74,8 @@ def read(path: Path) -> tuple[str, dict[str, Any]]:
 
     It may be a copy of one of the two under a name of its own, beside this file.
     """
-    file = min(path.glob("*.pt"), default=path / "checkpoint.pt") if path.is_dir() else path
+    checkpoint, model = path / "checkpoint.pt", path / "model.pt"
+    file = path if not path.is_dir() else model if model.exists() and not checkpoint.exists() else checkpoint
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         name, args = saved["script"], saved["args"]

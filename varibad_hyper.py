@@ -13,9 +13,10 @@ embeddings, VAE update. That is the algorithm. Below `main` stands what serves i
 buffer, tasks, presets, and `Run`, which logs and saves.
 
 Tensors are time-major and their shapes are noted with these letters: T steps, N environments, B batch, D observation,
-A action, L task embedding m, H GRU state, K hypernetwork features, E posteriors whose ELBO is taken, J transitions
-that each of them decodes. An agent's "belief" about its task is the GRU state [N, H], carried from step to step; what
-the policy sees of it, the "embedding", is the posterior's mean and log-variance, 2L.
+A action, L task embedding m, H GRU state, K hypernetwork features, E steps t of a meta-episode whose posteriors are
+decoded, J transitions that each of them decodes (all, or a few by --vae-subsample). An agent's "belief" about its task
+is the GRU state [N, H], carried from step to step; what the policy sees of it, the "embedding", is the posterior's mean
+and log-variance, 2L, never m itself.
 `# META-RL:` marks where PPO differs from single-task PPO, `# NOTE:` where this code differs from the paper or from its
 authors' code.
 """
@@ -62,7 +63,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import gridworld
-from hyperinit import TANH_GAIN, FilmLinear, HyperLinear, init_film_linear_, init_hyper_linear_, normc_
+from hyperinit import FILM_SCHEMES, TANH_GAIN, FilmLinear, HyperLinear, init_film_linear_, init_hyper_linear_, normc_
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments, in the groups that --help shows. The defaults are Grid-World's; PRESETS has what differs elsewhere.
@@ -84,7 +85,8 @@ class RunArgs:
     total_timesteps: int = 4_000_000  # frames (steps of all environments) to train for; may be written 2e6
     exp_name: str = ""  # added to the run folder's name, to tell runs apart that differ in other flags
     runs_dir: str = "runs"  # folder that holds the run folders
-    resume: str | None = None  # a run folder to continue; only flags that do not affect the results may change
+    resume: str | None = None
+    """a run folder to continue; --total-timesteps may grow, --threads, --cuda, --track and --save-model may change"""
     evaluate: str | None = None  # a run folder, checkpoint.pt or model.pt to evaluate instead of training
     save_model: bool = False  # save agent, normalisers and arguments to model.pt at the end
     checkpoint_interval: int = 1000  # iterations between checkpoints (0: none, the run cannot be resumed)
@@ -101,7 +103,7 @@ class RunArgs:
 @dataclass
 class TaskArgs:
     episodes_per_task: int = 4
-    """episodes per meta-episode; if more than one, a flag "episode just ended" joins the observation"""
+    """episodes per meta-episode; if more than one, the encoder is shown when an episode has ended, by a flag"""
     grid_size: int = 5  # Grid-World: cells per side
     grid_horizon: int = 15  # Grid-World: steps per episode
     grid_goals: Literal["all", "far"] = "all"
@@ -165,7 +167,7 @@ class Args(VAEArgs, PolicyArgs, PPOArgs, TaskArgs, RunArgs):
 BASE_INITS = {
     "normc": partial(normc_, gain=TANH_GAIN),
     "orthogonal": partial(nn.init.orthogonal_, gain=TANH_GAIN),
-    "kaiming": partial(nn.init.kaiming_normal_, nonlinearity="tanh"),
+    "kaiming": partial(nn.init.kaiming_normal_, nonlinearity="tanh"),  # NOTE: --init kaiming is uniform, as theirs
 }
 
 
@@ -173,16 +175,16 @@ def init_base_network_(layers: nn.ModuleList, head: Literal["discrete", "continu
     """Initialises a base network: its layers' own weights by f, or the heads that generate them by --init.
 
     f (section 4.2) is --base-init for hidden layers, with bias 0. The output layer's f is orthogonal with gain 0.01 for
-    discrete actions, normc with gain 1 for continuous ones, and PyTorch's default for the critic.
+    discrete actions, normc with gain 1 for continuous ones, and PyTorch's default for the critic. Of --init, bias and
+    weight draw from f, hfi and hfo use the gain (tanh's 5/3, 1 for an output, 0.01 for logits), others neither.
     """
     for layer in layers:
-        # The gain is for HFI and HFO alone: 5/3 for tanh, 1 for an output, 0.01 for logits.
         f_weight, f_bias, gain = BASE_INITS[args.base_init], nn.init.zeros_, TANH_GAIN
         if layer is layers[-1]:
             gain = 1.0
             if head == "discrete":
                 gain = 0.01
-                f_weight = partial(nn.init.orthogonal_, gain=gain)
+                f_weight = partial(nn.init.orthogonal_, gain=0.01)
             elif head == "continuous":
                 f_weight = normc_
             else:
@@ -231,15 +233,15 @@ class Policy(nn.Module):
 
     def forward(self, obs: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Actor's outputs [B, A] and values [B] of normalised observations [B, D] and embeddings [B, embedding_dim]."""
-        x = self.embedding_features(embedding)
-        actor = self.obs_features(obs)  # [B, state_features]
+        x = self.embedding_features(embedding)  # [B, K]
+        features = self.obs_features(obs)  # [B, state_features]
         if self.arch == "standard":
-            actor, task = torch.cat([actor, x], dim=-1), ()  # [B, state_features + K]
+            features, task = torch.cat([features, x], dim=-1), ()  # the layers take no second argument
         else:
             for layer in self.hyper_hidden:
                 x = F.relu(layer(x))
             task = (F.pad(x, (0, 1), value=self.hyper_bias),)  # (x, 1) [B, K+1]: the 1 meets the heads' biases, if any
-        critic = actor
+        actor = critic = features
         for layer in self.actor[:-1]:
             actor = torch.tanh(layer(actor, *task))
         for layer in self.critic[:-1]:
@@ -273,7 +275,7 @@ class Encoder(nn.Module):
     """q(m | tau_:t): a GRU over (action, next observation, reward), then linear to mean and log-variance.
 
     Zintgraf et al., 2020; section 3.2 of the paper. Its inputs are raw.
-    The GRU starts from zeros, whose posterior is a learned prior.
+    The GRU starts from zeros; the posterior of that is learned too.
     """
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args):
@@ -355,7 +357,8 @@ class CellDecoder(nn.Module):
     def errors(self, m: Tensor, steps: Batch, mask: Tensor) -> Tensor:
         """Binary cross-entropies [E, B] at the cells entered, summed over the transitions [J, B, .] in the mask [J, B].
 
-        They depend on a transition only through its cell and whether that was rewarded, so it is enough to count both.
+        They depend on a transition only through its cell and whether that was rewarded, so it is enough to count both:
+        the cross-entropy of a logit l is softplus(l), less l where there was a reward.
         """
         x, y = steps.next_obs[:, :, 0], steps.next_obs[:, :, 1]  # [J, B]
         cells = (self.size * x + y).long()
@@ -479,7 +482,7 @@ class Rollout(NamedTuple):
     next_obs: Tensor  # what the action led to, [N, D]
     rewards: Tensor  # raw, [N]
     dones: Tensor  # 1 where the meta-episode ended, [N]
-    final_values: Tensor  # value of the last observation where time ran out, otherwise 0, [N]
+    final_values: Tensor  # used where done: the last observation's value if time ran out, otherwise 0, [N]
     discounted_returns: Tensor  # of the meta-episode so far, [N]
 
 
@@ -489,6 +492,7 @@ def compute_gae(rewards: Tensor, rollout: Rollout, next_value: Tensor, gamma: fl
     META-RL: `dones` is 1 where a *meta-episode* ended: the objective is the return of the whole meta-episode, Eq. (1),
     so advantages flow across the episodes inside it. Where it is 1, `final_values` replaces the next step's value: that
     of the last observation if time ran out, otherwise 0. next_value [N] follows the rollout's last step.
+    NOTE: as in VariBAD, running out of time is no end for the value function, which does not see the time.
     """
     values, dones = rollout.values, rollout.dones
     next_values = torch.cat([values[1:], next_value[None]])  # [T, N]
@@ -516,7 +520,7 @@ def value_loss(newvalues: Tensor, values: Tensor, returns: Tensor, clip_coef: fl
 def consecutive_kl(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL(q(m | tau_:t) || q(m | tau_:t-1)) of diagonal Gaussians for every t, [T+1, B] from [T+1, B, L].
 
-    The posterior of a step is the next one's prior; that of t = 0 is N(0, I). Zintgraf et al., 2020.
+    The posterior of a step is the next one's prior; the prior of t = 0 is N(0, I). Zintgraf et al., 2020.
     """
     prior_mean = torch.cat([torch.zeros_like(mean[:1]), mean[:-1]])  # [T+1, B, L]
     prior_logvar = torch.cat([torch.zeros_like(logvar[:1]), logvar[:-1]])
@@ -604,7 +608,7 @@ def main(args: Args) -> Path | None:
 
     with Run(args, stateful) as run:  # folder, log, progress, signals; with --resume it restores all that is stateful
         for iteration in range(run.iteration + 1, run.num_iterations + 1):
-            run.evaluate(agent, eval_envs)  # if due: before training, then every --eval-interval iterations
+            run.evaluate_if_due(agent, eval_envs)  # before training, then every --eval-interval iterations
 
             # --- Rollout. META-RL: the encoder's memory continues through episodes and is cleared only when the task
             # changes. The encoder has changed since the last rollout, so the running meta-episodes are encoded again.
@@ -612,21 +616,21 @@ def main(args: Args) -> Path | None:
             policy_obs = to_tensor(envs.policy_obs, device)  # [N, D]
             with torch.inference_mode():
                 if agent.vae is not None:
-                    belief = agent.vae.encoder.last_hiddens(buffer.running())  # [N, H]
+                    belief = agent.vae.encoder.last_hiddens(buffer.running())  # [N, H], zeros at a beginning
                 else:
                     belief = agent.initial_belief(envs)  # [N, number of tasks]
                 for _ in range(args.num_steps):
                     obs, embedding = policy_obs, agent.embedding(belief)  # [N, D], [N, 2L]
                     dist, value = agent(obs, embedding)
                     action = dist.sample()
-                    step = (to_tensor(x, device) for x in envs.step(action.cpu().numpy()))
                     # next_obs is what the action led to. policy_obs is the same, or the first one of the next episode.
-                    next_obs, reward, done, time_limit, policy_obs, discounted_return = step
+                    step = envs.step(action.cpu().numpy())  # a Step of arrays [N, .]
+                    next_obs, reward, done, time_limit, policy_obs, discounted_return = to_tensors(step, device)
                     belief = agent.update_belief(belief, action, next_obs, reward)
 
                     # META-RL: `done` is the end of the meta-episode. If it ended by time, the value of the last
-                    # observation stands for what would have followed; its flag "episode just ended" is cleared, since
-                    # the policy never acts on observations that have it.
+                    # observation stands for what would have followed. Its flag "episode just ended" is cleared, since
+                    # the policy always sees 0 there: it acts on the next episode's first observation instead.
                     final_value = torch.zeros_like(value)
                     if time_limit.any():
                         final_value = time_limit * agent(envs.clear_flag(next_obs), agent.embedding(belief))[1]
@@ -635,7 +639,9 @@ def main(args: Args) -> Path | None:
                     decision = obs, embedding, action, dist.log_prob(action), value
                     steps.append(Rollout(*decision, next_obs, reward, done, final_value, discounted_return))
                 next_value = agent(policy_obs, agent.embedding(belief))[1]  # [N]
-            rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .], outside of inference mode
+            rollout = Rollout(
+                *map(torch.stack, zip(*steps, strict=True))
+            )  # [T, N, .]; inference mode is off, for autograd
             buffer.add(rollout, agent.action_vector(rollout.actions))
             learning = iteration * batch_size >= args.learning_starts
             torch.set_num_threads(args.threads)
@@ -693,7 +699,7 @@ def main(args: Args) -> Path | None:
                 scalars["losses/explained_variance"] = 1 - unexplained.item()
             finite = agent.is_finite(policy_obs, belief)
             run.end_iteration(scalars | {"charts/learning_rate": args.learning_rate}, finite)
-        run.evaluate(agent, eval_envs)
+        run.evaluate_if_due(agent, eval_envs)
         run.save_result()
     return run.folder
 
@@ -738,12 +744,11 @@ def evaluate(agent: Agent, envs: MetaEpisodes, seed: int, tasks: np.ndarray | No
         first: dict[int, MetaEpisode] = {}  # of every environment; one that is done early continues, unrecorded
         while len(first) < envs.num_envs:
             action = agent(obs, agent.embedding(belief))[0].mode
-            step = (to_tensor(x, device) for x in envs.step(action.cpu().numpy()))
-            next_obs, reward, done, _, obs, _ = step
+            next_obs, reward, done, _, obs, _ = to_tensors(envs.step(action.cpu().numpy()), device)
             belief = agent.update_belief(belief, action, next_obs, reward)
             belief = torch.where(done[:, None] > 0, agent.initial_belief(envs), belief)
-            for episode in envs.take_finished():
-                first.setdefault(episode.env, episode)
+            for meta_episode in envs.take_finished():
+                first.setdefault(meta_episode.env, meta_episode)
         played += [first[i] for i in range(min(envs.num_envs, num_tasks - start))]
     return played
 
@@ -820,6 +825,10 @@ def to_tensor(array: np.ndarray, device: torch.device) -> Tensor:
     return torch.as_tensor(array, dtype=torch.float32, device=device)
 
 
+def to_tensors(step: Step, device: torch.device) -> list[Tensor]:
+    return [to_tensor(array, device) for array in step]
+
+
 class MetaEpisode(NamedTuple):
     """A finished meta-episode."""
 
@@ -844,10 +853,10 @@ class MetaEpisodes:
     """Meta-episodes over a VectorEnv (section 3.1): `episodes_per_task` episodes on one task, then a new task.
 
     META-RL: with several episodes, a flag joins the observation: 1 on the observation that ended an episode. The
-    encoder sees that one; the policy acts on the next episode's first, whose flag is 0.
+    encoder sees that one; the policy acts on the next episode's first, whose flag is 0, as it always is for the policy.
     """
 
-    COUNTERS = ("episode", "policy_obs", "returns", "successes", "lengths", "discounted_returns")  # arrays [N, ...]
+    SAVED = ("episode", "policy_obs", "returns", "successes", "lengths", "discounted_returns")  # arrays [N, ...]
 
     def __init__(self, envs: gym.vector.VectorEnv, episodes_per_task: int, gamma: float):
         self.envs, self.num_envs, self.episodes_per_task, self.gamma = envs, envs.num_envs, episodes_per_task, gamma
@@ -921,11 +930,11 @@ class MetaEpisodes:
         return finished
 
     def state_dict(self) -> dict[str, Any]:
-        counters = {name: torch.from_numpy(getattr(self, name)) for name in self.COUNTERS}
-        return counters | {"blow_ups": self.blow_ups, "envs": self.envs.state_dict()}
+        saved = {name: torch.from_numpy(getattr(self, name)) for name in self.SAVED}
+        return saved | {"blow_ups": self.blow_ups, "envs": self.envs.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in self.COUNTERS:
+        for name in self.SAVED:
             getattr(self, name)[:] = state[name].numpy()
         self.blow_ups = state["blow_ups"]
         self.envs.load_state_dict(state["envs"])
@@ -1439,9 +1448,9 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv):
 # ---------------------------------------------------------------------------------------------------------------------
 # Presets, parsing, checks
 
-# The authors' released configuration (VariBAD's for Humanoid), where it is not Grid-World's above. NOTE: kl_weight is
-# theirs times their batch size, because they sum the KL over the batch and we average it; Grid-World's is VariBAD's,
-# 0.01 times 25 (the authors: 1 times 25). NOTE: the VAE learns more than theirs on Grid-World (they: 3 updates of 25 at
+# The authors' released configuration (VariBAD's for Humanoid), where it is not Grid-World's above. NOTE: they sum the
+# KL over the batch and we average it, so that kl_weight is theirs times their batch size. Grid-World has VariBAD's,
+# 0.01 times 25; the authors' would be 25. NOTE: the VAE learns more than theirs on Grid-World (they: 3 updates of 25 at
 # 1e-3) and Cheetah-Dir (1 of 10 at 1e-3), because its training was the bottleneck there. NOTE: with an entropy weight
 # of 0.01 (VariBAD's) some seeds stop searching on Grid-World, with 0.1 (the authors') all learn slowly.
 # fmt: off
@@ -1502,9 +1511,9 @@ def plain_numbers(argv: Sequence[str]) -> list[str]:
     """A command line with `2e6` as `2000000`, which int() takes, behind flags of whole numbers."""
     whole = {flag(name) for name, kind in get_type_hints(Args).items() if kind is int}
     words = list(argv)
-    for i, word in enumerate(words):
+    for i, (before, word) in enumerate(zip(["", *argv], argv, strict=False)):
         name, equals, value = word.rpartition("=")
-        if (name.replace("_", "-") or words[i - 1].replace("_", "-")) in whole:
+        if (name or before).replace("_", "-") in whole:
             with suppress(ValueError, OverflowError):
                 if "e" in value.lower() and float(value) == int(float(value)):
                     words[i] = f"{name}{equals}{int(float(value))}"
@@ -1554,8 +1563,9 @@ def check_args(args: Args) -> None:
     for name, value in asdict(args).items():
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and not isinstance(number, bool):
-                most, least = at_most.get(name, 3e38), "0 or more" if name in may_be_zero else "more than 0"
-                if not 0 <= number <= most or (number == 0 and name not in may_be_zero):  # float32 ends at 3e38
+                most = at_most.get(name, 1e12 if isinstance(number, int) else 3e38)  # float32 ends there
+                least = "0 or more" if name in may_be_zero else "more than 0"
+                if not 0 <= number <= most or (number == 0 and name not in may_be_zero):
                     fail(f"{flag(name)} is {number}: it must be {least}, and at most {most:g}.")
     batch_size = args.num_envs * args.num_steps
     frames = f"--num-envs {args.num_envs} x --num-steps {args.num_steps} = {batch_size} frames"
@@ -1573,6 +1583,10 @@ def check_args(args: Args) -> None:
         fail(f"{frames} do not divide into --num-minibatches {args.num_minibatches}: change one of the three.")
     if args.arch == "standard" and (args.init != "bias" or args.hyper_layers):
         fail("--arch standard has no hypernetwork: leave --init and --hyper-layers out, --base-init initialises it.")
+    if args.arch == "film" and args.init not in FILM_SCHEMES:
+        fail(f"--arch film generates no weight matrices: choose --init from {', '.join(FILM_SCHEMES)}.")
+    if args.arch == "hyper" and args.init not in ("bias", "weight") and args.base_init != "normc":
+        fail(f"--base-init changes nothing with --init {args.init}: leave it out, or choose --init bias or weight.")
     if not args.hyper_bias and (args.arch != "hyper" or args.init == "bias"):
         fail("--no-hyper-bias leaves nothing of --init bias, and needs --arch hyper: choose another --init.")
     if args.embedding == "one-hot" and args.env not in ("Grid-World", "Cheetah-Dir"):
@@ -1586,7 +1600,7 @@ def refusing_sizes() -> Iterator[None]:
     """Ends the program with a sentence if what this block makes does not fit together, or not into memory."""
     try:
         yield
-    except (MemoryError, RuntimeError, TypeError, ValueError) as error:
+    except (MemoryError, RuntimeError, ValueError) as error:
         what = str(error).split("\n")[0]
         fail(f"environments, networks and buffer cannot be made like this ({type(error).__name__}: {what}).")
 
@@ -1617,7 +1631,8 @@ def load_saved(path: str, mmap: bool = False) -> tuple[dict[str, Any], Args]:
     file, script = Path(path), Path(__file__).stem
     try:
         if file.is_dir():
-            file = min(file.glob("*.pt"), default=file / "checkpoint.pt")  # checkpoint.pt, or else model.pt
+            checkpoint, model = file / "checkpoint.pt", file / "model.pt"
+            file = model if model.exists() and not checkpoint.exists() else checkpoint
         with zipfile.ZipFile(file) as archive:  # notices what is cut off
             if not mmap and archive.testzip() is not None:  # compares checksums
                 raise zipfile.BadZipFile
@@ -1673,7 +1688,7 @@ class Run:
     block, after which signal handlers are as before, and files closed.
     """
 
-    COUNTERS = "iteration global_step eval_history evaluations meta_return blow_ups scalars seconds".split()
+    SAVED = "iteration global_step eval_history evaluations meta_return blow_ups scalars seconds".split()
 
     def __init__(self, args: Args, stateful: dict[str, Any]):
         self.args, self.stateful, self.script = args, stateful, Path(__file__).stem
@@ -1741,9 +1756,8 @@ class Run:
         frames, counts = self.num_iterations * self.batch_size, parameter_counts(agent)
         loop = f"{self.num_iterations} iterations of {args.num_envs} x {args.num_steps} = {self.batch_size} frames"
         print(f"{args.env}, {method(args)}, seed {args.seed}: {loop} on {agent.obs_norm.mean.device}")
-        sizes = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items())
-        dims = f"observation {envs.obs_dim}, action {envs.action_dim}"
-        print(f"{dims}, {envs.max_steps} steps a task; parameters: {sizes}")
+        sizes = "{total:,} parameters, hypernetwork {hypernetwork:,}; base network {base_network:,}".format(**counts)
+        print(f"observation {envs.obs_dim}, action {envs.action_dim}, {envs.max_steps} steps a task; {sizes}")
         print(f"run folder: {self.folder}")
         if self.num_iterations == 1 or frames < args.learning_starts:
             print("note: the policy does not learn in so few frames, see --learning-starts.")
@@ -1767,12 +1781,12 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         self.seconds = self.resumed_at + time.monotonic() - self.started
-        cuda_rng = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        cuda_rng = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         rngs = {"rng": torch.get_rng_state(), "cuda_rng": cuda_rng}
-        return {name: getattr(self, name) for name in self.COUNTERS} | rngs
+        return {name: getattr(self, name) for name in self.SAVED} | rngs
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in self.COUNTERS:
+        for name in self.SAVED:
             if type(state[name]) is not type(getattr(self, name)):
                 raise TypeError(name)
             setattr(self, name, state[name])
@@ -1834,7 +1848,7 @@ class Run:
             print(f"\nstopped by {self.signals[0].name} after iteration {self.iteration}: {how}", file=sys.stderr)
             raise SystemExit(128 + self.signals[0])
 
-    def evaluate(self, agent: Agent, envs: MetaEpisodes) -> None:
+    def evaluate_if_due(self, agent: Agent, envs: MetaEpisodes) -> None:
         """Evaluates the agent and logs that, if it is due: every --eval-interval iterations, and at the end."""
         if self.iteration == self.first_iteration and self.args.checkpoint_interval:
             self.save_checkpoint()  # from here on the run can be resumed, with these arguments
@@ -1888,7 +1902,7 @@ class Run:
         scalars |= {"charts/blow_ups": envs.blow_ups, "charts/SPS": int(self.global_step / seconds)}
         self.scalars = scalars
         self.log(scalars)
-        self.bar.set_postfix_str(f"return {self.meta_return:.2f}", refresh=False)
+        self.bar.set_postfix_str(f"training return {self.meta_return:.2f}", refresh=False)
         self.bar.update(self.batch_size)
         self.stop_if_signalled()
         interval, last = self.args.checkpoint_interval, self.iteration == self.num_iterations

@@ -165,6 +165,13 @@ def test_embedding_without_the_appended_one_is_refused_with_the_fix(layer_class)
     assert layer(inputs, with_one(x)).shape == (6, 3)
 
 
+@pytest.mark.parametrize("layer_class", [HyperLinear, FilmLinear])
+@pytest.mark.parametrize("inputs, embedding", [((5, 7, 3), (5, 3)), ((5, 3), (1, 3)), ((5, 3), (3,)), ((3,), (3,))])
+def test_other_shapes_are_refused(layer_class, inputs, embedding):
+    with pytest.raises(ValueError, match=r"must be \[B, in\] and \[B, 3\]"):
+        layer_class(3, 4, 2)(torch.zeros(inputs), torch.zeros(embedding))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # New layers
 

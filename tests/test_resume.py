@@ -298,6 +298,8 @@ def test_finished_and_missing_runs_are_refused(script, tmp_path, capsys):
     refused(script, capsys, ["--resume", str(folder), *more], "checkpoint.pt is damaged")
     assert contents(folder) == damaged and damaged["result.json"] == before["result.json"]
 
+    (folder / "a copy.pt").write_bytes(b"")  # a file of somebody's own
+    script.load_saved(str(folder))
     (folder / "checkpoint.pt").unlink()
     refused(script, capsys, ["--resume", str(folder), *more], f"cannot read {folder / 'checkpoint.pt'}")  # but model.pt
     refused(script, capsys, ["--resume", str(tmp_path / "missing")], f"cannot read {tmp_path / 'missing'}")
@@ -1017,7 +1019,7 @@ def test_run_counts_blow_ups_and_stays_finite(script, env, what, value, tmp_path
     assert json.loads((folder / "result.json").read_text())["blow_ups"] == 1
     assert [value for _, value in points(folder)["charts/blow_ups"]] == [0, 1, 1, 1]
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    tensors = checkpoint["agent"] | {name: checkpoint["envs"][name] for name in script.MetaEpisodes.COUNTERS}
+    tensors = checkpoint["agent"] | {name: checkpoint["envs"][name] for name in script.MetaEpisodes.SAVED}
     if script is varibad_hyper:
         tensors |= {name: checkpoint["buffer"][name] for name in ("finished", "running")}
     assert [name for name, tensor in tensors.items() if not tensor.isfinite().all()] == []

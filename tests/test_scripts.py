@@ -315,7 +315,7 @@ def test_first_lines_say_what_is_trained(script, env, sizes, tmp_path, capsys):
     total, hyper, base = (result["parameters"][name] for name in ("total", "hypernetwork", "base_network"))
     assert second == (
         "observation {}, action {}, {} steps a task; ".format(*sizes)
-        + f"parameters: total {total:,}, hypernetwork {hyper:,}, base network {base:,}"
+        + f"{total:,} parameters, hypernetwork {hyper:,}; base network {base:,}"
     )
     assert third == f"run folder: {folder}"
     assert [line.partition(" frames: meta-episode return ")[0] for line in lines[:4]] == ["0", "296", "592", "740"]
@@ -371,8 +371,10 @@ BAD_INPUT = {
     "no threads": (["--threads", "0"], "--threads is 0"),
     "too many threads": (["--threads", "3000000000"], "at most 1024"),
     "beyond float32": (["--reward-clip", "1e39"], "--reward-clip is 1e+39"),
-    "too large a network": (["--latent-dim", "99999999999999999999"], "cannot be made"),
-    "too large a layer": (["--base-layers", "9999999999999999"], "cannot be made"),
+    "too large a number": (["--latent-dim", "99999999999999999999"], "at most 1e+12"),
+    "too large a network": (["--latent-dim", "999999999999"], "cannot be made"),
+    "too large a layer": (["--base-layers", "999999999999"], "cannot be made"),
+    "no use of f": (["--init", "hfi", "--base-init", "orthogonal"], "--base-init changes nothing with --init hfi"),
     "one evaluation task": (["--eval-tasks", "1"], "--eval-tasks 1"),
     "one frame": (["--num-envs", "1", "--num-steps", "1", "--num-minibatches", "1"], "single frame"),
     "empty layers": (["--base-layers"], "--base-layers"),
@@ -403,7 +405,7 @@ def test_bad_input_gets_one_sentence(script, capsys, flags, words):
         (["--decoder-layers"], "--decoder-layers"),
         (["--embedding", "one-hot", "--env", "Walker"], "not for Walker"),
         (["--vae-buffer", "1e12"], "Unable to allocate 2.56 PiB"),
-        (["--vae-buffer", "1e18"], "array is too big"),
+        (["--vae-buffer", "1e18"], "at most 1e+12"),
     ],
 )
 def test_bad_input_of_varibad_gets_one_sentence(capsys, flags, words):
