@@ -697,8 +697,7 @@ def main(args: Args) -> Path | None:
             if ppo_log and b_returns.var() > 0:
                 unexplained = (b_returns - b.values).var() / b_returns.var()
                 scalars["losses/explained_variance"] = 1 - unexplained.item()
-            finite = agent.is_finite(policy_obs, belief)
-            run.end_iteration(scalars | {"charts/learning_rate": args.learning_rate}, finite)
+            run.end_iteration(scalars, agent.is_finite(policy_obs, belief))
         run.evaluate_if_due(agent, eval_envs)
         run.save_result()
     return run.folder
@@ -1704,6 +1703,7 @@ class Run:
         packages = ("torch", "mujoco", "gymnasium", *(["metaworld"] if args.env in META_WORLD else []))
         versions = {name: version(name) for name in packages}
         self.origin = {"script": self.script, "commit": script_commit(), "versions": versions}
+        self.origin["args"] = asdict(replace(args, resume=None))
         self.folder = self.open_folder()
         if args.resume is not None:
             try:
@@ -1828,7 +1828,7 @@ class Run:
     def save_checkpoint(self) -> None:
         (self.folder / "result.json").unlink(missing_ok=True)  # only a finished run has one
         parts = {name: part.state_dict() for name, part in {**self.stateful, "run": self}.items()}
-        self.write("checkpoint.pt", self.origin | {"args": asdict(replace(self.args, resume=None))} | parts)
+        self.write("checkpoint.pt", self.origin | parts)
 
     def stop(self, what: str) -> NoReturn:
         """Ends the run with a sentence and exit status 1; what was logged and saved stays."""
@@ -1914,8 +1914,7 @@ class Run:
         args, agent, envs = self.args, self.stateful["agent"], self.stateful["envs"]
         seconds = self.resumed_at + time.monotonic() - self.started
         if args.save_model:
-            model = {"args": asdict(replace(args, resume=None)), "agent": agent.state_dict()}
-            self.write("model.pt", self.origin | model)
+            self.write("model.pt", self.origin | {"agent": agent.state_dict()})
         result = {
             "env": args.env,
             "arch": args.arch,
@@ -1931,7 +1930,6 @@ class Run:
             "test_evaluation": self.evaluations.get("test"),  # on Meta-World
             "class_evaluations": {group: summary for group, summary in self.evaluations.items() if "/" in group},
             "eval_history": self.eval_history,
-            "args": asdict(args),
         }
         self.write("result.json", self.origin | result)
         self.bar.close()
