@@ -639,9 +639,8 @@ def main(args: Args) -> Path | None:
                     decision = obs, embedding, action, dist.log_prob(action), value
                     steps.append(Rollout(*decision, next_obs, reward, done, final_value, discounted_return))
                 next_value = agent(policy_obs, agent.embedding(belief))[1]  # [N]
-            rollout = Rollout(
-                *map(torch.stack, zip(*steps, strict=True))
-            )  # [T, N, .]; inference mode is off, for autograd
+            # Stacked outside of inference mode, whose tensors autograd refuses
+            rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .]
             buffer.add(rollout, agent.action_vector(rollout.actions))
             learning = iteration * batch_size >= args.learning_starts
             torch.set_num_threads(args.threads)
