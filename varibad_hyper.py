@@ -696,6 +696,7 @@ def main(args: Args) -> Path | None:
             if ppo_log and b_returns.var() > 0:
                 unexplained = (b_returns - b.values).var() / b_returns.var()
                 scalars["losses/explained_variance"] = 1 - unexplained.item()
+            scalars["charts/learning_rate"] = args.learning_rate
             run.end_iteration(scalars, agent.is_finite(policy_obs, belief))
         run.evaluate_if_due(agent, eval_envs)
         run.save_result()

@@ -53,7 +53,7 @@ def check_run(script, folder, flags):
 
     tags = scalars(folder)
     expected = {"policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "explained_variance"}
-    expected = {f"losses/{name}" for name in expected} | {"charts/SPS"}
+    expected = {f"losses/{name}" for name in expected} | {"charts/SPS", "charts/learning_rate"}
     expected |= {f"eval/{name}" for name in result["evaluation"]}
     assert expected <= tags.keys()
     iterations = [148 * i for i in range(1, 6)]
