@@ -102,7 +102,7 @@ class Bare(ast.NodeTransformer):
 def test_idea_is_the_codes():
     (code,) = re.findall(r"```python\n(.*?)```", section(README, "The idea"), re.S)
     shown = ast.parse(code).body
-    assert [function.name for function in shown] == ["bias_hyperinit_", "weight_hyperinit_"]
+    assert [function.name for function in shown] == ["bias_hyperinit_"]
     for function in shown:
         assert ast.dump(Bare().visit(function)) == ast.dump(
             Bare().visit(copy.deepcopy(definitions("hyperinit.py")[function.name]))
