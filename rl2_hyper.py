@@ -81,7 +81,7 @@ class RunArgs:
     exp_name: str = ""  # added to the run folder's name, to tell runs apart that differ in other flags
     runs_dir: str = "runs"  # folder that holds the run folders
     resume: str | None = None
-    """a run folder to continue; --total-timesteps may grow, --threads, --cuda, --track and --save-model may change"""
+    """a run folder to continue; the number of frames may grow, and flags that do not affect the results may change"""
     evaluate: str | None = None  # a run folder, checkpoint.pt or model.pt to evaluate instead of training
     save_model: bool = False  # save agent, normalisers and arguments to model.pt at the end
     checkpoint_interval: int = 100  # iterations between checkpoints (0: none, the run cannot be resumed)
@@ -1324,7 +1324,8 @@ def check_args(args: Args) -> None:
         fail("--arch standard has no hypernetwork: leave --init and --hyper-layers out, --base-init initialises it.")
     if args.arch == "film" and args.init not in FILM_SCHEMES:
         fail(f"--arch film generates no weight matrices: choose --init from {', '.join(FILM_SCHEMES)}.")
-    if args.arch == "hyper" and args.init not in ("bias", "weight") and args.base_init != "normc":
+    without_f = ("hfi", "hfo", "kaiming", "normc", "orthogonal")
+    if args.arch == "hyper" and args.init in without_f and args.base_init != "normc":
         fail(f"--base-init changes nothing with --init {args.init}: leave it out, or choose --init bias or weight.")
     if not args.hyper_bias and (args.arch != "hyper" or args.init == "bias"):
         fail("--no-hyper-bias leaves nothing of --init bias, and needs --arch hyper: choose another --init.")
@@ -1509,10 +1510,11 @@ class Run:
         self.lock.close()
 
     def receive(self, number: int, frame: Any) -> None:
-        """Notes a signal, to stop after the iteration, or in an evaluation at once; a second one ends the process."""
+        """Notes a signal, to stop after the iteration, or in an evaluation at once; Ctrl-C then ends the process."""
         self.signals.append(signal.Signals(number))
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # not SIGTERM: the end of a sweep may send several
         if self.evaluating:
+            self.evaluating = False
             raise KeyboardInterrupt
 
     def state_dict(self) -> dict[str, Any]:
@@ -1601,7 +1603,6 @@ class Run:
             self.evaluations = evaluate_groups(agent, envs, self.args)
             self.evaluating = False
         except KeyboardInterrupt:
-            self.evaluating = False
             self.stop_if_signalled()
             raise
         self.blow_ups += envs.blow_ups

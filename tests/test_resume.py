@@ -298,8 +298,9 @@ def test_finished_and_missing_runs_are_refused(script, tmp_path, capsys):
     refused(script, capsys, ["--resume", str(folder), *more], "checkpoint.pt is damaged")
     assert contents(folder) == damaged and damaged["result.json"] == before["result.json"]
 
+    (folder / "checkpoint.pt").write_bytes(before["checkpoint.pt"])
     (folder / "a copy.pt").write_bytes(b"")  # a file of somebody's own
-    script.load_saved(str(folder))
+    assert script.load_saved(str(folder))[1].seed == 1
     (folder / "checkpoint.pt").unlink()
     refused(script, capsys, ["--resume", str(folder), *more], f"cannot read {folder / 'checkpoint.pt'}")  # but model.pt
     refused(script, capsys, ["--resume", str(tmp_path / "missing")], f"cannot read {tmp_path / 'missing'}")
@@ -613,14 +614,14 @@ def test_second_signal_stops_at_once(script, tmp_path):
 
     def twice():
         signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
 
     def attempt():
         with pytest.MonkeyPatch.context() as patch:
             at_step(script, patch, 40, twice)
             train(script, tmp_path / "runs")
 
-    assert forked(attempt, stderr) == -signal.SIGTERM, stderr.read_text()
+    assert forked(attempt, stderr) == -signal.SIGINT, stderr.read_text()
     (folder,) = (tmp_path / "runs").iterdir()
     assert iteration_of(folder) == 0
     resume(script, folder)
