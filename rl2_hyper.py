@@ -1512,7 +1512,8 @@ class Run:
     def receive(self, number: int, frame: Any) -> None:
         """Notes a signal, to stop after the iteration, or in an evaluation at once; Ctrl-C then ends the process."""
         self.signals.append(signal.Signals(number))
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # not SIGTERM: the end of a sweep may send several
+        if signal.SIGINT in self.handlers:  # not SIGTERM, of which the end of a sweep may send several
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self.evaluating:
             self.evaluating = False
             raise KeyboardInterrupt

@@ -608,6 +608,26 @@ def test_killed_after_an_evaluation(script, tmp_path):
 
 
 @both_scripts
+def test_second_sigterm_changes_nothing(script, tmp_path):
+    """The end of a sweep sends several: the run still ends with a checkpoint."""
+
+    def twice():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    def attempt():
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(script, patch, 40, twice)
+            train(script, tmp_path / "runs")
+
+    stderr = tmp_path / "stderr"
+    assert forked(attempt, stderr) == 128 + signal.SIGTERM, stderr.read_text()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert iteration_of(folder) == 2
+    assert "stopped by SIGTERM after iteration 2" in stderr.read_text()
+
+
+@both_scripts
 def test_second_signal_stops_at_once(script, tmp_path):
     """Without a checkpoint; the earlier one is there."""
     stderr = tmp_path / "stderr"
