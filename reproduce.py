@@ -481,13 +481,11 @@ def last_lines(path: Path, count: int = 5) -> str:
 
 def frames_so_far(folder: Path) -> int:
     """Frames that an unfinished run has done, by the last evaluation in its log."""
-    try:
-        with open(folder / "log.txt", "rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 100_000))
-            told = re.findall(rb"([\d,]+) frames: ", log.read())
-    except FileNotFoundError:
-        return 0
-    return int(told[-1].replace(b",", b"")) if told else 0
+    with suppress(FileNotFoundError), open(folder / "log.txt", "rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - 100_000))
+        if told := re.findall(rb"([\d,]+) frames: ", log.read()):
+            return int(told[-1].replace(b",", b""))
+    return 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -602,12 +600,6 @@ def append_row(row: dict[str, str], results_dir: Path) -> None:
 Executor = tuple[str, Callable[[Run, Path, Path], Future], Callable[[], int]]
 
 
-def local_executor(workers: int) -> Executor:
-    """Processes of this machine, each watched by a thread."""
-    pool = ThreadPoolExecutor(workers)
-    return f"{workers} processes", partial(pool.submit, execute), lambda: workers
-
-
 def ray_executor(workers: int, address: str | None) -> Executor:
     """Tasks of Ray, one core each: of a cluster, or of this machine, where Ray is started with `workers` cores."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -627,25 +619,42 @@ def ray_executor(workers: int, address: str | None) -> Executor:
     return name, lambda *of: task.remote(*of).future(), lambda: int(ray.cluster_resources().get("CPU", 0))
 
 
-@contextmanager
-def watching_signals() -> Iterator[list[signal.Signals]]:
-    """A list that Ctrl-C, SIGTERM and SIGHUP are put into; a second one ends this program at once, and so its scripts.
+def make_executor(args: Args) -> Executor:
+    """Ray or processes, as the command line says; makes the folders too."""
+    if args.address and args.executor == "local":
+        fail("--address is a Ray cluster's: leave it out, or --executor local.")
+    with_ray = args.executor == "ray" or bool(args.address) or (args.executor == "auto" and find_spec("ray"))
+    if with_ray and find_spec("ray") is None:
+        fail("Ray is not installed: pip install -r requirements-optional.txt, or leave --executor and --address out.")
+    try:
+        for folder in (args.runs_dir, args.results_dir):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder) as file:
+                file.write(bytes(2**16))  # there is room for a row
+    except OSError as error:
+        where = error.filename or folder
+        fail(f"cannot write to {where} ({error.strerror}): choose another --runs-dir or --results-dir.")
+    workers = args.workers or CORES
+    if with_ray:
+        return ray_executor(workers, args.address)
+    pool = ThreadPoolExecutor(workers)  # each thread watches a process
+    return f"{workers} processes", partial(pool.submit, execute), lambda: workers
 
-    Puts the handlers back.
-    """
-    received: list[signal.Signals] = []
+
+@contextmanager
+def watching_signals() -> Iterator[list[int]]:
+    """Collects Ctrl-C, SIGTERM and SIGHUP in a list; a second one ends this program at once, and so its scripts."""
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+    before = {number: old for number in numbers if (old := signal.getsignal(number)) != signal.SIG_IGN}
+    received: list[int] = []
 
     def receive(number: int, frame: Any) -> None:
-        received.append(signal.Signals(number))
-        for any_of_them in stopping:
+        received.append(number)
+        for any_of_them in before:
             signal.signal(any_of_them, signal.SIG_DFL)
 
-    stopping = [
-        number
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        if signal.getsignal(number) != signal.SIG_IGN
-    ]
-    before = {number: signal.signal(number, receive) for number in stopping}
+    for number in before:
+        signal.signal(number, receive)
     try:
         yield received
     finally:
@@ -653,7 +662,7 @@ def watching_signals() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def sweep(runs: Sequence[Run], executor: Executor, args: Args, signals: Sequence[signal.Signals]) -> dict[Run, str]:
+def sweep(runs: Sequence[Run], executor: Executor, args: Args, signals: Sequence[int]) -> dict[Run, str]:
     """Does the runs that are not finished, appends the rows of all, and returns what failed and why.
 
     What fails or loses its machine is submitted again, --retries times, and goes on from its checkpoint wherever it
@@ -704,9 +713,8 @@ def sweep(runs: Sequence[Run], executor: Executor, args: Args, signals: Sequence
                     queued.remove(run)
                     bar.write(f"failed: {run.name}")
             running = min(len(pending), slots())
-            bar.set_postfix_str(f"{len(done)} runs done, {running} running, {len(failed)} failed", refresh=False)
             bar.n = frames_done()
-            bar.refresh()
+            bar.set_postfix_str(f"{len(done)} runs done, {running} running, {len(failed)} failed")
     finally:
         if pending:  # Ctrl-C, or an error here
             bar.write("stopping: every run writes a checkpoint")
@@ -790,25 +798,21 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]], left: int = 
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
 
 
-def table_cells(rows: Rows, runs: Sequence[Run], target: str) -> Cells:
+def table_cells(rows: Rows, runs: Sequence[Run], target: str) -> tuple[Cells, list[Comparison]]:
     """By environment and method, the return of every run, or in Table 2 the success in % on test tasks, last episode.
 
-    The return is the mean over the last tenth of training, the success that of the last evaluation alone.
+    The return is the mean over the last tenth of training, the success that of the last evaluation alone. Compared are,
+    as in the paper, the methods that it has in an environment, of one script.
     """
     cells: Cells = {}
+    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
     for run in [run for run in runs if run in rows]:
         value = json.loads(rows[run]["test_success"])[-1] if target == "table2" else float(rows[run]["return"])
-        cells.setdefault((run.env, run.method), []).append(value)
-    return cells
-
-
-def compare_cells(cells: Cells, target: str) -> list[Comparison]:
-    """As in the paper: within an environment, the methods that it compares, of one script."""
-    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for (env, method), values in cells.items():
-        if paper_value(target, env, method) != "-":
-            groups.setdefault((env, METHODS[method][1]), {})[method] = values
-    return compare(groups)
+        cell = cells.setdefault((run.env, run.method), [])
+        cell.append(value)
+        if paper_value(target, run.env, run.method) != "-":
+            groups.setdefault((run.env, METHODS[run.method][1]), {})[run.method] = cell
+    return cells, compare(groups)
 
 
 def make_table(rows: Rows, runs: Sequence[Run], target: str) -> str:
@@ -818,8 +822,8 @@ def make_table(rows: Rows, runs: Sequence[Run], target: str) -> str:
     chosen learning rate which.
     """
     methods = [method for method in METHODS if any(run.method == method for run in runs)]
-    cells = table_cells(rows, runs, target)
-    bold = {(env, method) for (env, _), method in bold_cells(compare_cells(cells, target))}
+    cells, comparisons = table_cells(rows, runs, target)
+    bold = {(env, method) for (env, _), method in bold_cells(comparisons)}
     header, lines = ["method"], [[METHODS[method][0]] for method in methods]
     for env in dict.fromkeys(run.env for run in runs):
         frames = sorted({run.frames for run in runs if run.env == env})
@@ -844,7 +848,7 @@ def make_comparison_table(rows: Rows, runs: dict[str, Sequence[Run]]) -> str:
     """Markdown: every comparison of the tables, with its p-value before and after the correction; "" of none."""
     lines = []
     for target, of_target in runs.items():
-        for c in compare_cells(table_cells(rows, of_target, target), target):
+        for c in table_cells(rows, of_target, target)[1]:
             names = [target.replace("table", "Table "), c.group[0], METHODS[c.method][0], METHODS[c.best][0]]
             lines.append([*names, f"{c.difference:.2f}", f"{c.p:.2g}", f"{c.corrected:.2g}"])
     header = ["table", "environment", "method", "best method", "difference of means", "p", "corrected p"]
@@ -1088,25 +1092,6 @@ def make_readme(results_dir: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def make_executor(args: Args) -> Executor:
-    """Ray or processes, as the command line says; makes the folders too."""
-    if args.address and args.executor == "local":
-        fail("--address is a Ray cluster's: leave it out, or --executor local.")
-    with_ray = args.executor == "ray" or bool(args.address) or (args.executor == "auto" and find_spec("ray"))
-    if with_ray and find_spec("ray") is None:
-        fail("Ray is not installed: pip install -r requirements-optional.txt, or leave --executor and --address out.")
-    try:
-        for folder in (args.runs_dir, args.results_dir):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=folder) as file:
-                file.write(bytes(2**16))  # there is room for a row
-    except OSError as error:
-        where = error.filename or folder
-        fail(f"cannot write to {where} ({error.strerror}): choose another --runs-dir or --results-dir.")
-    workers = args.workers or CORES
-    return ray_executor(workers, args.address) if with_ray else local_executor(workers)
 
 
 def print_choice(rows: Rows, tuning: Sequence[Run]) -> None:

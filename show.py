@@ -283,15 +283,12 @@ def draw_embedding(figure: FigureBase, trained: Trained, meta: MetaEpisode, othe
     posterior, dims = hasattr(trained.agent, "vae"), trained.args.latent_dim
     heights = [2, *[1] * dims] if posterior else [2, 4]
     axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    steps = np.arange(len(meta.embeddings))  # that precede the belief
-    axes[0].set(ylabel="reward", xlim=(0, steps[-1]))
+    axes[0].set(ylabel="reward", xlim=(0, len(meta.rewards)))
     axes[-1].set(xlabel="step")
     metas = [meta, other] if other is not None and posterior else [meta]
     for color, this in zip(("tab:blue", "tab:orange"), metas, strict=False):
-        steps = np.arange(len(this.embeddings))
-        axes[0].plot(
-            steps[1:], this.rewards, color=color, lw=1, drawstyle="steps-pre", label=describe(trained, this.task)
-        )
+        steps = np.arange(len(this.embeddings))  # that precede the belief
+        axes[0].step(steps[1:], this.rewards, color=color, lw=1, label=describe(trained, this.task))
         if posterior:
             mean, deviation = this.embeddings[:, :dims], np.exp(0.5 * this.embeddings[:, dims:])  # [T+1, L] each
             for i, (axis, m, d) in enumerate(zip(axes[1:], mean.T, deviation.T, strict=True)):

@@ -44,7 +44,6 @@ from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_type_hints
 
@@ -314,7 +313,6 @@ class Decoder(nn.Module):
     def __init__(self, target: Literal["reward", "state"], obs_dim: int, action_dim: int, args: Args):
         super().__init__()
         self.target = target
-        self.latent_dim = args.latent_dim
         inputs = obs_dim + action_dim + (obs_dim if target == "reward" else 0)
         self.first = nn.Linear(args.latent_dim + inputs, args.decoder_layers[0])
         self.rest = mlp([*args.decoder_layers, 1 if target == "reward" else obs_dim])
@@ -325,7 +323,7 @@ class Decoder(nn.Module):
         The first layer is applied to m and to the transitions separately and the results are added: the same sum as on
         their concatenation, without writing E x J copies of the inputs.
         """
-        weight_m, weight_x = self.first.weight.split([self.latent_dim, transitions.shape[-1]], dim=1)
+        weight_m, weight_x = self.first.weight.split([m.shape[-1], transitions.shape[-1]], dim=1)
         from_m, from_x = F.linear(m, weight_m), F.linear(transitions, weight_x, self.first.bias)
         return self.rest(F.relu(from_m[:, None] + from_x[None]))
 
@@ -431,7 +429,8 @@ class Agent(nn.Module):
     def initial_belief(self, envs: MetaEpisodes) -> Tensor:
         """The belief at the beginning of every environment's present task, [N, H]."""
         if self.vae is None:
-            return to_tensor(np.eye(len(envs.all_tasks))[envs.task_ids()], self.obs_norm.mean.device)
+            one_hot = (envs.envs.tasks[:, None] == envs.all_tasks).all(axis=2)  # [N, number of tasks]
+            return to_tensor(one_hot, self.obs_norm.mean.device)
         return self.obs_norm.mean.new_zeros(envs.num_envs, self.vae.encoder.gru.hidden_size)
 
     def update_belief(self, belief: Tensor, action: Tensor, next_obs: Tensor, reward: Tensor) -> Tensor:
@@ -868,10 +867,6 @@ class MetaEpisodes:
         self.all_tasks = getattr(envs, "all_tasks", None)  # [num_tasks, task_dim], if there are finitely many
         self.blow_ups = 0  # episodes that ended because observation or reward were not finite
 
-    def task_ids(self) -> np.ndarray:
-        """The number of each environment's present task among all_tasks, [N]."""
-        return (self.envs.tasks[:, None] == self.all_tasks).all(axis=2).argmax(axis=1)
-
     def add_flag(self, obs: np.ndarray, episode_done: np.ndarray) -> np.ndarray:
         return np.column_stack([obs, episode_done.astype(np.float32)]) if self.has_flag else obs  # [N, D]
 
@@ -1025,21 +1020,23 @@ class MetaEpisodeBuffer:
 
 # MuJoCo's warnings of physics that has blown up: a bad position, velocity or acceleration
 UNSTABLE = [getattr(mujoco.mjtWarning, f"mjWARN_BAD{name}").value for name in ("QPOS", "QVEL", "QACC")]
+mujoco.set_mju_user_warning(lambda message: None)  # they are counted, not written to a file
 
 
 class MujocoVectorEnv(gym.vector.VectorEnv):
     """N MuJoCo models in this process, one MjData each, with observations and rewards computed for the whole batch.
 
     One plain loop over MjData comes close to the physics' own speed; a process per environment is slower. A subclass
-    gives the model, `sample_task(rng)` [task_dim], and functions of the batch: `location()`, on which the reward's
-    velocity is measured, [N, 1] (x) or [N, 2] (x, y) in metres; `observe()` [N, D]; `reward(velocity, actions)` [N], of
-    m/s and raw actions. Rewards are written out from the tasks' definitions, since Gymnasium's own classes use other
-    weights. Actions [N, A] in [-1, 1] reach the actuators clipped; costs are taken on the raw ones.
+    gives the model, `sample_task(rng)` [task_dim], and functions of the batch: `observe()` [N, D] and
+    `reward(velocity, actions)` [N], of m/s and raw actions. Rewards are written out from the tasks' definitions, since
+    Gymnasium's own classes use other weights. Actions [N, A] in [-1, 1] reach the actuators clipped; costs are taken on
+    the raw ones.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": gym.vector.AutoresetMode.DISABLED}
     xml_file: str
     task_dim = 1
+    timestep: float | None = None  # of the physics, in seconds; None: as the file says
     frame_skip = 5
     horizon = 200  # steps per episode
     qpos_noise = 0.1  # of the initial state, as in Gymnasium's class of the same robot
@@ -1050,7 +1047,8 @@ class MujocoVectorEnv(gym.vector.VectorEnv):
     def __init__(self, num_envs: int, threads: int = 1):
         path = Path(gym.__file__).parent / "envs" / "mujoco" / "assets" / self.xml_file
         self.default_model = mujoco.MjModel.from_xml_path(str(path))
-        self.configure(self.default_model)
+        if self.timestep is not None:
+            self.default_model.opt.timestep = self.timestep
         self.num_envs = num_envs
         self.shares = [range(k, num_envs, threads) for k in range(threads)]  # of the environments, one per thread
         self.pool = ThreadPoolExecutor(threads)  # mj_step lets other threads run
@@ -1062,19 +1060,18 @@ class MujocoVectorEnv(gym.vector.VectorEnv):
         self.dt = self.default_model.opt.timestep * self.frame_skip  # seconds per step
         self.elapsed = np.zeros(num_envs, int)
         self.tasks = np.zeros((num_envs, self.task_dim))
-        mujoco.set_mju_user_warning(lambda message: None)  # unstable physics is counted below, not written to a file
         self.rngs = [np.random.default_rng() for _ in range(num_envs)]  # each draws its own tasks and initial states
         self.single_action_space = gym.spaces.Box(-1, 1, (self.default_model.nu,), np.float32)
-        obs_dim = self.observe().shape[1]
-        self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (obs_dim,), np.float32)
+        self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, self.observe().shape[1:], np.float32)
         spaces = self.single_observation_space, self.single_action_space
         self.observation_space, self.action_space = (gym.vector.utils.batch_space(space, num_envs) for space in spaces)
 
-    def configure(self, model: mujoco.MjModel) -> None:
-        """Changes the model's options before it is copied."""
-
     def apply_task(self, i: int) -> None:
         """Writes task i into model i, for tasks that live in the physics."""
+
+    def location(self) -> np.ndarray:
+        """Where the robots are, in metres: x [N, 1], or (x, y) [N, 2]."""
+        return self.state("qpos")[:, :1]
 
     def unhealthy(self) -> np.ndarray:
         """Which robots have fallen, bool [N]."""
@@ -1106,7 +1103,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv):
         self.elapsed[mask] = 0
         return self.observe().astype(np.float32), {}
 
-    def simulate(self, share: range, commands: np.ndarray) -> None:
+    def simulate(self, commands: np.ndarray, share: range) -> None:
         """Steps the physics of some environments under commands [N, A]."""
         for i in share:
             self.controls[i][:] = commands[i]
@@ -1118,7 +1115,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv):
         before = self.location()
         low, high = self.default_model.actuator_ctrlrange.T  # [A] each
         commands = np.clip(self.action_scale * actions, low, high)  # [N, A]
-        list((self.pool.map if len(self.shares) > 1 else map)(self.simulate, self.shares, repeat(commands)))
+        list((self.pool.map if len(self.shares) > 1 else map)(partial(self.simulate, commands), self.shares))
         self.elapsed += 1
         rewards = self.reward((self.location() - before) / self.dt, actions)
         obs = self.observe().astype(np.float32)
@@ -1163,9 +1160,6 @@ class CheetahDir(MujocoVectorEnv):
     def sample_task(self, rng):
         return rng.choice(self.all_tasks)
 
-    def location(self):
-        return self.state("qpos")[:, :1]
-
     def observe(self):  # [N, 8 + 9 + 3]
         torso = self.state("xpos")[:, 1]
         return np.concatenate([self.state("qpos")[:, 1:], self.state("qvel"), torso], axis=1)
@@ -1183,12 +1177,10 @@ class Walker(MujocoVectorEnv):
 
     xml_file = "walker2d.xml"
     task_dim = 65
+    timestep = 0.004  # the original Walker's; Gymnasium's file says 0.002
     frame_skip = 4
     qpos_noise = 0.005
     qvel_noise = None
-
-    def configure(self, model):
-        model.opt.timestep = 0.004  # the original Walker's; Gymnasium's file says 0.002
 
     def sample_task(self, rng):
         base = np.full(self.task_dim, 1.5)
@@ -1202,9 +1194,6 @@ class Walker(MujocoVectorEnv):
             factors = self.tasks[i, start : start + default.size].reshape(default.shape)
             getattr(self.models[i], name)[:] = default * factors
             start += default.size
-
-    def location(self):
-        return self.state("qpos")[:, :1]
 
     def observe(self):  # [N, 8 + 9]
         return np.concatenate([self.state("qpos")[:, 1:], np.clip(self.state("qvel"), -10, 10)], axis=1)
@@ -1283,13 +1272,7 @@ class Humanoid(DirectionTask):
 
 
 MUJOCO_ENVS = {"Cheetah-Dir": CheetahDir, "Walker": Walker, "Ant-Dir": AntDir, "Humanoid": Humanoid}
-
-
-# Meta-World's benchmarks: how each is made from a seed
-META_WORLD = {
-    "Pick-Place": lambda metaworld, seed: metaworld.ML1("pick-place-v3", seed=seed),  # 50 training, 50 test goals
-    "ML10": lambda metaworld, seed: metaworld.ML10(seed=seed),  # 10 training, 5 test classes of 50 goals each
-}
+META_WORLD = ("Pick-Place", "ML10")
 
 
 @cache
@@ -1297,7 +1280,9 @@ def make_benchmark(env: str, seed: int) -> Any:
     """The metaworld.Benchmark with its training and test tasks; made once (ML10 takes seconds), imported if needed."""
     import metaworld
 
-    return META_WORLD[env](metaworld, seed)
+    if env == "Pick-Place":
+        return metaworld.ML1("pick-place-v3", seed=seed)  # 50 training, 50 test goals
+    return metaworld.ML10(seed=seed)  # 10 training, 5 test classes of 50 goals each
 
 
 class MetaWorldEnv(gym.Env):
@@ -1314,11 +1299,9 @@ class MetaWorldEnv(gym.Env):
         if os.getpid() != run_process:  # signals are for the run, which must save its state before its workers end
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
-        mujoco.set_mju_user_warning(lambda message: None)  # unstable physics is counted below, not written to a file
         self.classes = {**benchmark.train_classes, **benchmark.test_classes}
         self.tasks, self.index = tasks, index
         self.robots: dict[str, Any] = {}  # by class; some 20 MB each, built when needed
-        self.robot: Any = None  # the one whose task is running
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Starts an episode on task number options["tasks"][index], and plays options["replay"][index], if given."""
@@ -1326,7 +1309,7 @@ class MetaWorldEnv(gym.Env):
         if task.env_name not in self.robots:
             robot = self.robots[task.env_name] = self.classes[task.env_name]()
             robot.touching_object = lambda geom: False  # half of pick-place's step, for info["grasp_success"] only
-        self.robot = self.robots[task.env_name]
+        self.robot = self.robots[task.env_name]  # the one whose task is running
         self.robot.set_task(task)
         obs = self.robot.reset()[0]
         for action in options["replay"][self.index] if "replay" in options else ():
@@ -1688,7 +1671,7 @@ class Run:
     block, after which signal handlers are as before, and files closed.
     """
 
-    SAVED = "iteration global_step eval_history evaluations meta_return blow_ups scalars seconds".split()
+    SAVED = "iteration global_step eval_history meta_return blow_ups scalars seconds".split()
 
     def __init__(self, args: Args, stateful: dict[str, Any]):
         self.args, self.stateful, self.script = args, stateful, Path(__file__).stem
@@ -1696,7 +1679,6 @@ class Run:
         self.num_iterations = args.total_timesteps // self.batch_size
         self.iteration = self.global_step = 0  # complete iterations, and their frames
         self.eval_history: list[tuple[int, float]] = []  # (frames, mean return of the meta-episode)
-        self.evaluations: dict[str, Summary] = {}  # the last ones
         self.meta_return = math.nan  # of the last iteration in which a meta-episode ended
         self.blow_ups = 0  # episodes of evaluations that ended because something was not finite
         self.scalars: dict[str, float] = {}  # of the last iteration
@@ -1712,7 +1694,7 @@ class Run:
             except BaseException:
                 self.lock.close()  # so that a notebook may try again
                 raise
-        self.first_iteration, self.resumed_at, self.started = self.iteration, self.seconds, time.monotonic()
+        self.first_iteration, self.started = self.iteration, time.monotonic() - self.seconds
         if args.track:
             start_tracking(args, self.folder)
         # Points after the checkpoint are written again, also those of an evaluation right after it.
@@ -1783,7 +1765,7 @@ class Run:
             raise KeyboardInterrupt
 
     def state_dict(self) -> dict[str, Any]:
-        self.seconds = self.resumed_at + time.monotonic() - self.started
+        self.seconds = time.monotonic() - self.started
         cuda_rng = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         rngs = {"rng": torch.get_rng_state(), "cuda_rng": cuda_rng}
         return {name: getattr(self, name) for name in self.SAVED} | rngs
@@ -1856,8 +1838,7 @@ class Run:
         if self.iteration == self.first_iteration and self.args.checkpoint_interval:
             self.save_checkpoint()  # from here on the run can be resumed, with these arguments
         interval, last = self.args.eval_interval, self.iteration == self.num_iterations
-        done = self.eval_history and self.eval_history[-1][0] == self.global_step
-        if done or not (last or (interval and self.iteration % interval == 0)):
+        if not (last or (interval and self.iteration % interval == 0)):
             return
         self.bar.set_postfix_str("evaluating")
         torch.set_num_threads(self.args.threads)
@@ -1900,7 +1881,7 @@ class Run:
             self.meta_return = summary["meta_episodic_return"]
             summary["episodic_return"] = self.meta_return / self.args.episodes_per_task
             scalars |= {f"charts/{name}": value for name, value in summary.items()}
-        seconds = self.resumed_at + time.monotonic() - self.started
+        seconds = time.monotonic() - self.started
         scalars |= {"charts/blow_ups": envs.blow_ups, "charts/SPS": int(self.global_step / seconds)}
         self.scalars = scalars
         self.log(scalars)
@@ -1914,7 +1895,7 @@ class Run:
     def save_result(self) -> None:
         """Writes model.pt (--save-model) and result.json, which says that the run is finished; says what to do next."""
         args, agent, envs = self.args, self.stateful["agent"], self.stateful["envs"]
-        seconds = self.resumed_at + time.monotonic() - self.started
+        seconds = time.monotonic() - self.started
         if args.save_model:
             self.write("model.pt", self.origin | {"agent": agent.state_dict()})
         result = {

@@ -46,15 +46,12 @@ TRAINING = {
     "Grid-World, standard": ["--total-timesteps", "30000", "--arch", "standard"],
     "Grid-World, film": ["--total-timesteps", "30000", "--arch", "film", "--init", "bias"],
     "Grid-World, hyper XL": ["--total-timesteps", "10000", *XL],
-    "Grid-World, hyper XL, 2 threads": ["--total-timesteps", "10000", *XL, "--threads", "2"],
     "Cheetah-Dir, hyper": ["--env", "Cheetah-Dir", "--total-timesteps", "44800"],
     "Cheetah-Dir, standard": ["--env", "Cheetah-Dir", "--total-timesteps", "44800", "--arch", "standard"],
     "Walker, hyper": ["--env", "Walker", "--total-timesteps", "25600"],
     "Walker, standard": ["--env", "Walker", "--total-timesteps", "25600", "--arch", "standard"],
     "Ant-Dir, hyper": ["--env", "Ant-Dir", "--total-timesteps", "16000"],
     "Ant-Dir, standard": ["--env", "Ant-Dir", "--total-timesteps", "16000", "--arch", "standard"],
-    "Ant-Dir, standard, 2 threads": ["--env", "Ant-Dir", "--total-timesteps", "16000", "--arch", "standard"]
-    + ["--threads", "2"],
     "Humanoid, hyper": ["--env", "Humanoid", "--total-timesteps", "51200"],
     "Humanoid, standard": ["--env", "Humanoid", "--total-timesteps", "51200", "--arch", "standard"],
     "Pick-Place, hyper": ["--env", "Pick-Place", "--total-timesteps", "24000"],
@@ -62,6 +59,10 @@ TRAINING = {
     "ML10, hyper": ["--env", "ML10", "--total-timesteps", "24000"],
     "RL2 on Grid-World, hyper": ["rl2_hyper", "--total-timesteps", "30000"],
     "RL2 on Walker, hyper": ["rl2_hyper", "--env", "Walker", "--total-timesteps", "25600"],
+}
+TRAINING |= {
+    f"{name}, 2 threads": [*TRAINING[name], "--threads", "2"]
+    for name in ("Grid-World, hyper XL", "Walker, hyper", "Ant-Dir, hyper", "Humanoid, hyper", "Pick-Place, hyper")
 }
 GROWTH = {
     f"Grid-World, hyper, {num_envs} environments": ["--num-envs", str(num_envs), "--total-timesteps", str(frames)]
