@@ -900,7 +900,8 @@ def draw_curves(axis: Any, rows: Rows, env: str) -> None:
     for method in [method for method in METHODS if rows_of(rows, rows, method=method)]:
         of_method = rows_of(rows, rows, method=method)
         frames, mean, stderr = mean_curve(of_method).T
-        label = f"{METHODS[method][0]} ({len(of_method)} seed{'s' if len(of_method) > 1 else ''})"
+        end = mean_text([float(row["return"]) for row in of_method], 1 if env == "Grid-World" else 0)
+        label = f"{METHODS[method][0]}: {end} ({len(of_method)} seed{'s' if len(of_method) > 1 else ''})"
         axis.plot(frames, mean, marker="o" * (len(frames) < 9), color=COLORS[method], label=label)
         if len(of_method) > 1:
             axis.fill_between(frames, mean - stderr, mean + stderr, color=COLORS[method], alpha=0.2, lw=0)
@@ -962,6 +963,9 @@ def draw_figure(target: str, rows: Rows, path: Path) -> None:
     for axis, (env, of) in zip(axes[0], panels, strict=True):
         axis.set_title(env)
         draw_panel(axis, {run: row for run, row in rows.items() if run.env == env}, env, *of)
+        bottom, top = axis.get_ylim()
+        if top > 0:  # a method that collapses leaves the picture, so that the others can be told apart
+            axis.set_ylim(bottom=max(bottom, -top))
         axis.legend(fontsize=8, title=legend, title_fontsize=8)
     save(figure, path)
 

@@ -474,7 +474,7 @@ def test_figures_show_the_rows(target, tmp_path, monkeypatch):
         optimal = axes[0].get_lines()[-1].get_ydata()
         assert optimal[0] == pytest.approx(920.8 / 24, abs=1e-3)
         labels = [text.get_text() for text in axes[0].get_legend().get_texts()]
-        assert labels == ["Standard (2 seeds)", "Bias-HyperInit (2 seeds)"]
+        assert labels == ["Standard: 1.5 ± 0.5 (2 seeds)", "Bias-HyperInit: 11.5 ± 0.5 (2 seeds)"]
     else:
         assert [axis.get_title() for axis in axes] == ["Grid-World", "Grid-World", "Walker", "Walker"]
         for axis, x in zip(axes, [(100, 400), (1000, 4000)] * 2, strict=True):
@@ -482,6 +482,20 @@ def test_figures_show_the_rows(target, tmp_path, monkeypatch):
             np.testing.assert_allclose(standard, [[x[0], 1.5], [x[1], 1.5]])
             np.testing.assert_allclose(hyper, [[x[0], 11.5], [x[1], 11.5]])
             assert [text.get_text() for text in axis.texts] == ["XS", "M"] * 2
+
+
+def test_a_collapse_does_not_crush_the_other_curves(monkeypatch, tmp_path):
+    """It leaves the picture, whose axis ends at minus the best; the legend says how deep it falls."""
+    ends = {"standard": 500, "kaiming": -7000}
+    runs = [reproduce.Run("Cheetah-Dir", method, seed, 100) for method in ends for seed in (1, 2)]
+    rows = {run: fake_row(run, ends[run.method], curve=json.dumps([[0, -1], [100, ends[run.method]]])) for run in runs}
+    figures = []
+    monkeypatch.setattr(reproduce, "save", lambda figure, path: figures.append(figure))
+    reproduce.draw("figure1", rows, runs, tmp_path / "picture")
+    (axis,) = figures[0].axes
+    bottom, top = axis.get_ylim()
+    assert top >= 500 and bottom == -top
+    assert [text.get_text() for text in axis.get_legend().get_texts()][1] == "Kaiming: -7000 ± 0 (2 seeds)"
 
 
 def test_robustness_shows_the_rows(tmp_path, monkeypatch):
