@@ -156,7 +156,7 @@ def test_difference_of_the_scripts_is_told_whole():
     """Every definition that only one of them has or that differs is named, and nothing else is."""
     varibad, rl2 = map(definitions, SCRIPTS)
     differing = {name for name in varibad.keys() & rl2.keys() if ast.dump(varibad[name]) != ast.dump(rl2[name])}
-    table = rows(section(DOCS["reading"], "VariBAD and RL2 differ in this"))
+    table = rows(section(DOCS["reading"], "How VariBAD and RL2 differ"))
     assert {name for row in table for name in code_words(row[0])} == differing | (varibad.keys() ^ rl2.keys())
     for part, in_varibad, in_rl2, _ in table:
         assert in_varibad != in_rl2 and (part == "imports" or code_words(part))
@@ -170,7 +170,7 @@ def test_imports_that_differ_are_told():
     for script in SCRIPTS:
         nodes = [node for node in parse(ROOT / script).body if isinstance(node, ast.ImportFrom)]
         names.append({alias.name for node in nodes for alias in node.names})
-    told = [row for row in rows(section(DOCS["reading"], "VariBAD and RL2 differ in this")) if row[0] == "imports"]
+    told = [row for row in rows(section(DOCS["reading"], "How VariBAD and RL2 differ")) if row[0] == "imports"]
     assert names[1] <= names[0]
     assert len(told) == (names[0] != names[1])  # a row only where there is something to tell
     assert {word for row in told for word in code_words(row[1])} == names[0] - names[1]
