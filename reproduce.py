@@ -135,7 +135,7 @@ TARGETS = {  # its environments and methods, and those that --envs and --methods
 }
 QUICK = (("Grid-World",), FIGURE1, ("Grid-World",), BESIDE)  # figure1 and table1 with --quick
 SEEDS = {"Pick-Place": 10, "ML10": 3}  # 1 to this; elsewhere 5
-QUICK_FRAMES, QUICK_SEEDS = 1_000_000, 2
+QUICK_FRAMES, QUICK_SEEDS = 500_000, 2
 EVALUATIONS = 50  # of a run, about, so that the last tenth of training has five; the presets have more on long runs
 TUNING_SEEDS = (11, 12)  # what chooses a learning rate; never among the seeds that are reported
 UNREPORTED = (*TUNING_SEEDS, 13)  # seeds that no table shows, 13 being for trying things out
@@ -873,7 +873,9 @@ def make_rate_table(rows: Rows, tuning: Sequence[Run]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Figures
 
-COLORS = dict(zip(METHODS, ("C7", "C3", "C1", "C6", "C2", "C4", "C0", "C8", "C5", "C9", "black", "navy"), strict=True))
+# The same for an initialisation in every picture; RL2's lines are dashed.
+COLORS = dict(zip(METHODS, ("C7", "C3", "C1", "C6", "C2", "C4", "C0", "C8", "C5", "C7", "C2", "C0"), strict=True))
+DASHES = {method: "--" if script == R else "-" for method, (_, script, _) in METHODS.items()}
 
 
 def rows_of(rows: Rows, runs: Iterable[Run], **fields: Any) -> list[dict[str, str]]:
@@ -902,7 +904,7 @@ def draw_curves(axis: Any, rows: Rows, env: str) -> None:
         frames, mean, stderr = mean_curve(of_method).T
         end = mean_text([float(row["return"]) for row in of_method], 1 if env == "Grid-World" else 0)
         label = f"{METHODS[method][0]}: {end} ({len(of_method)} seed{'s' if len(of_method) > 1 else ''})"
-        axis.plot(frames, mean, marker="o" * (len(frames) < 9), color=COLORS[method], label=label)
+        axis.plot(frames, mean, DASHES[method], marker="o" * (len(frames) < 9), color=COLORS[method], label=label)
         if len(of_method) > 1:
             axis.fill_between(frames, mean - stderr, mean + stderr, color=COLORS[method], alpha=0.2, lw=0)
     if env == "Grid-World":
@@ -933,7 +935,7 @@ def draw_rates(axis: Any, rows: Rows, env: str) -> None:
     """Robustness: return against learning rate, the tuning seeds' mean (line) and each of them (dots)."""
     for (_, method, _), by_rate in returns_by_rate(rows, list(rows)).items():
         points = np.array(list(by_rate.values()))  # [rates, seeds]
-        axis.plot(list(by_rate), points.mean(1), color=COLORS[method], label=METHODS[method][0])
+        axis.plot(list(by_rate), points.mean(1), DASHES[method], color=COLORS[method], label=METHODS[method][0])
         axis.plot(list(by_rate), points, "o", ms=4, color=COLORS[method])
     rates = sorted({run.learning_rate for run in rows})
     axis.set(xscale="log", xlabel="learning rate", ylabel="return of a meta-episode")
@@ -1008,14 +1010,14 @@ def kept_runs(rows: Rows, target: str) -> list[Run]:
     """The runs of a target that there are rows of, in each environment those of one budget.
 
     It is the one with most cells (methods, or sizes of them) that have seeds enough to test, then with most cells, then
-    the largest. Learning rates are the chosen ones, the presets' where none was. Figure 1 has the paper's methods,
-    tables also those beside them; robustness has the tuning runs.
+    the largest. Learning rates are the chosen ones, the presets' where none was. Figure 1 has the paper's methods and
+    RL2, tables also those beside them; robustness has the tuning runs.
     """
     tuning = kept_tuning(rows)
     if target == "robustness":
         return [run for run in tuning if not run.size]
     _, methods, envs, beside = TARGETS[target]
-    methods = methods if target == "figure1" else beside
+    methods = (*methods, "rl2-standard", "rl2") if target == "figure1" else beside
     rates = choose_rates(returns_by_rate(rows, tuning))
     reported = [run for run in rows if run.seed not in UNREPORTED and run.learning_rate == rates.get(run.cell)]
     reported = [run for run in reported if bool(run.size) == (target == "figure3")]
@@ -1064,9 +1066,8 @@ def readme_blocks(rows: Rows) -> dict[str, str]:
     """The generated parts of README.md and docs/, by name; empty where there are no rows to make one from."""
     kept = {target: kept_runs(rows, target) for target in ("table1", "table2", "figure1", "figure3")}
     blocks = {target: make_table(rows, kept[target], target) if kept[target] else "" for target in PAPER}
-    for target, name in (("table1", "curves of all"), ("figure1", "curves of figure 1")):
-        on_grid = any(run.env == "Grid-World" for run in kept[target])
-        blocks[name] = make_curve_table(rows, kept[target], "Grid-World") if on_grid else ""
+    on_grid = any(run.env == "Grid-World" for run in kept["table1"])
+    blocks["curves"] = make_curve_table(rows, kept["table1"], "Grid-World") if on_grid else ""
     blocks["seeds"] = make_seeds_table(rows, list(dict.fromkeys(sum(kept.values(), []))))
     blocks["comparisons"] = make_comparison_table(rows, {target: kept[target] for target in PAPER})
     blocks["learning rates"] = make_rate_table(rows, kept_tuning(rows))

@@ -256,6 +256,23 @@ def test_commands_that_reproduce_are_understood():
         assert args.target == "readme" or reproduce.make_runs(args)
 
 
+def test_verdicts_quote_the_tables():
+    """Every number of the verdicts, and every p-value in the README, is in a table that is made from rows."""
+
+    def numbers(text):
+        return re.findall(r"-?\d+(?:\.\d+)?(?:e-\d+)?", text)
+
+    results = section(DOCS["results"], "The paper's claims")
+    made = numbers(README.split("<!-- table1 -->")[1].split("<!-- end of table1 -->")[0])
+    made += numbers(section(DOCS["results"], "Every comparison"))
+    quoted = numbers(" ".join(" ".join(row[1:]) for row in rows(results)))
+    quoted += re.findall(r"p = ([\d.]*\d)", section(README, "Results"))
+    assert len(quoted) > 10
+    for number in quoted:
+        half = 0.501 * 10.0 ** -len(number.partition(".")[2])  # of its last digit
+        assert any(abs(float(other) - float(number)) <= half for other in made), number
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # In one's own code
 

@@ -138,7 +138,7 @@ def test_quick_cut():
     runs = reproduce.make_runs(Args("figure1", quick=True))
     assert runs == reproduce.make_runs(Args("table1", quick=True))
     methods = ("standard", "kaiming", "hfi", "bias")
-    assert set(runs) == {Run("Grid-World", m, seed, 1_000_000) for m in methods for seed in (1, 2)}
+    assert set(runs) == {Run("Grid-World", m, seed, 500_000) for m in methods for seed in (1, 2)}
     assert len({run.name for run in runs}) == len(runs) == 8
     for run in runs:
         args = parse(run)
@@ -482,6 +482,19 @@ def test_figures_show_the_rows(target, tmp_path, monkeypatch):
             np.testing.assert_allclose(standard, [[x[0], 1.5], [x[1], 1.5]])
             np.testing.assert_allclose(hyper, [[x[0], 11.5], [x[1], 11.5]])
             assert [text.get_text() for text in axis.texts] == ["XS", "M"] * 2
+
+
+def test_rl2_is_drawn_beside_varibad(monkeypatch, tmp_path):
+    """In the colour of its initialisation, dashed."""
+    runs = [Run("Grid-World", method, seed, 100) for method in ("bias", "rl2") for seed in (1, 2)]
+    rows = {run: fake_row(run, 1, curve=json.dumps([[0, -6], [100, 1]])) for run in runs}
+    assert reproduce.kept_runs(rows, "figure1") == runs
+    figures = []
+    monkeypatch.setattr(reproduce, "save", lambda figure, path: figures.append(figure))
+    reproduce.draw("figure1", rows, runs, tmp_path / "picture")
+    varibad, rl2, _ = figures[0].axes[0].get_lines()
+    assert varibad.get_color() == rl2.get_color()
+    assert (varibad.get_linestyle(), rl2.get_linestyle()) == ("-", "--")
 
 
 def test_a_collapse_does_not_crush_the_other_curves(monkeypatch, tmp_path):
@@ -1220,12 +1233,12 @@ def test_kept_rows_are_what_their_commands_give_today():
 
 
 def test_of_two_budgets_the_one_with_more_cells_is_kept_and_of_equals_the_larger():
-    runs = [Run("Walker", method, 1, 200) for method in ("standard", "bias", "rl2")]
+    runs = [Run("Walker", method, 1, 200) for method in ("standard", "bias", "film")]
     runs += [Run("Walker", method, 1, 300) for method in ("standard", "bias")]
     runs += [Run("Walker", "bias", 1, 100, "XS"), Run("ML10", "bias", 1, 100)]
     rows = {run: fake_row(run, 1) for run in reversed(runs)}
     assert reproduce.kept_runs(rows, "table1") == runs[:3]
-    assert reproduce.kept_runs(rows, "figure1") == runs[3:5]  # RL2 is not of the paper's figure
+    assert reproduce.kept_runs(rows, "figure1") == runs[3:5]  # FiLM is not of the figure
     assert reproduce.kept_runs(rows, "figure3") == runs[5:6]
     assert reproduce.kept_runs(rows, "table2") == runs[6:]
 
@@ -1286,7 +1299,7 @@ def test_readme_of_no_rows_then_of_some(tmp_path, monkeypatch, capsys):
     (tmp_path / "docs").mkdir()
     names = sorted(reproduce.readme_blocks({}))
     tables = ["table1", "table2"]
-    assert names == ["comparisons", "curves of all", "curves of figure 1", "learning rates", "seeds", *tables]
+    assert names == ["comparisons", "curves", "learning rates", "seeds", *tables]
     pages = {tmp_path / "README.md": tables, tmp_path / "docs" / "one.md": names, tmp_path / "docs" / "two.md": []}
     empty = {
         page: "before\n" + "\n".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in of_page) + "after\n"
@@ -1311,7 +1324,7 @@ def test_readme_of_no_rows_then_of_some(tmp_path, monkeypatch, capsys):
     blocks = dict(re.findall(r"<!-- (?!end)(.*?) -->\n(.*?)<!-- end of \1 -->", text, re.S))
     assert "| Bias-HyperInit | **4.2 ± 0.6** (3 seeds, 2e-3) | 36.7 ± 0.2 |" in blocks["table1"]
     assert "| Standard | -7.0 ± 0.6 (3 seeds) | 35.5 ± 0.4 |" in blocks["table1"]
-    assert blocks["curves of all"] == blocks["curves of figure 1"] and "| **4.2 ± 0.6** |" in blocks["curves of all"]
+    assert "| **4.2 ± 0.6** |" in blocks["curves"]
     assert "| 1, 2, 3 | 3.20, 4.20, 5.20 | 0.0 |" in blocks["seeds"] and blocks["table2"] == ""
     assert "| Table 1 | Grid-World | Standard | Bias-HyperInit | -11.20 | " in blocks["comparisons"]
     rates = "| Grid-World | Bias-HyperInit | 10 | 13.57 (13.07, 14.07) | **13.70 (13.20, 14.20)** |"
