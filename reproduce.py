@@ -801,8 +801,8 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]], left: int = 
 def table_cells(rows: Rows, runs: Sequence[Run], target: str) -> tuple[Cells, list[Comparison]]:
     """By environment and method, the return of every run, or in Table 2 the success in % on test tasks, last episode.
 
-    The return is the mean over the last tenth of training, the success that of the last evaluation alone. Compared are,
-    as in the paper, the methods that it has in an environment, of one script.
+    The return is the mean over the last tenth of training, the success that of the last evaluation alone. In an
+    environment the methods of one script are compared.
     """
     cells: Cells = {}
     groups: dict[tuple[str, str], dict[str, list[float]]] = {}
@@ -810,8 +810,7 @@ def table_cells(rows: Rows, runs: Sequence[Run], target: str) -> tuple[Cells, li
         value = json.loads(rows[run]["test_success"])[-1] if target == "table2" else float(rows[run]["return"])
         cell = cells.setdefault((run.env, run.method), [])
         cell.append(value)
-        if paper_value(target, run.env, run.method) != "-":
-            groups.setdefault((run.env, METHODS[run.method][1]), {})[run.method] = cell
+        groups.setdefault((run.env, METHODS[run.method][1]), {})[run.method] = cell
     return cells, compare(groups)
 
 
@@ -1033,15 +1032,19 @@ def kept_runs(rows: Rows, target: str) -> list[Run]:
 
 
 def make_curve_table(rows: Rows, runs: Sequence[Run], env: str) -> str:
-    """Markdown: mean +- standard error in `env` after each quarter of training, bold among Table 1's methods."""
+    """Markdown: mean +- standard error in `env` after each quarter of training, bold among the methods of a script."""
     curves: dict[str, list[dict[int, float]]] = {}
     for run in sorted((run for run in runs if run.env == env and run in rows), key=by_table):
         curves.setdefault(run.method, []).append(dict(json.loads(rows[run]["curve"])))
     frames = sorted(set.intersection(*(set(curve) for of_method in curves.values() for curve in of_method)) - {0})
     quarters = [min(frames, key=lambda step: abs(step - frames[-1] * k / 4)) for k in (1, 2, 3, 4)]
     values = {step: {m: [curve[step] for curve in of_m] for m, of_m in curves.items()} for step in quarters}
-    paper = {step: {m: of_m for m, of_m in values[step].items() if m in PAPER["table1"]} for step in quarters}
-    bold = bold_cells(compare(paper))
+    groups = {
+        (step, script): {m: of_m for m, of_m in values[step].items() if METHODS[m][1] == script}
+        for step in quarters
+        for script in (V, R)
+    }
+    bold = {(step, method) for (step, _), method in bold_cells(compare(groups))}
     lines = [[METHODS[method][0]] for method in curves]
     for line, method in zip(lines, curves, strict=True):
         texts = {step: mean_text(values[step][method]) for step in quarters}
