@@ -297,7 +297,7 @@ def returns_by_rate(rows: Rows, tuning: Sequence[Run]) -> Returns:
     """The return of every tuning run, by cell and learning rate; no cell of which a run is missing."""
     returns: Returns = {}
     missing = {run.cell for run in tuning if run not in rows}
-    for run in sorted(tuning, key=lambda run: (run.learning_rate, run.seed)):
+    for run in sorted(tuning, key=lambda run: (by_table(replace(run, seed=0)), run.learning_rate, run.seed)):
         if run.cell not in missing:
             returns.setdefault(run.cell, {}).setdefault(run.learning_rate, []).append(float(rows[run]["return"]))
     return returns
@@ -935,7 +935,7 @@ def draw_rates(axis: Any, rows: Rows, env: str) -> None:
     for (_, method, _), by_rate in returns_by_rate(rows, list(rows)).items():
         points = np.array(list(by_rate.values()))  # [rates, seeds]
         axis.plot(list(by_rate), points.mean(1), DASHES[method], color=COLORS[method], label=METHODS[method][0])
-        axis.plot(list(by_rate), points, "o", ms=4, color=COLORS[method])
+        axis.plot(list(by_rate), points, "x" if DASHES[method] == "--" else "o", ms=4, color=COLORS[method])
     rates = sorted({run.learning_rate for run in rows})
     axis.set(xscale="log", xlabel="learning rate", ylabel="return of a meta-episode")
     axis.set_xticks(rates, [short(rate) for rate in rates])
@@ -945,7 +945,7 @@ def draw_rates(axis: Any, rows: Rows, env: str) -> None:
 FIGURES = {  # what draws a panel of an environment; what else the panels differ in; what the legend explains
     "figure1": (draw_curves, [()], "mean; band: standard error over seeds"),
     "figure3": (draw_sizes, [("base_parameters",), ("parameters",)], "mean and standard error over seeds"),
-    "robustness": (draw_rates, [()], "line: mean; dots: seeds"),
+    "robustness": (draw_rates, [()], "line: mean; points: seeds"),
 }
 
 
