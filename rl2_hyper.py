@@ -1286,6 +1286,8 @@ def check_args(args: Args) -> None:
                 least = "0 or more" if name in may_be_zero else "more than 0"
                 if not 0 <= number <= most or (number == 0 and name not in may_be_zero):
                     fail(f"{flag(name)} is {number}: it must be {least}, and at most {most:g}.")
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            fail(f"{flag(name)} is not UTF-8: choose another name.")  # TensorBoard cannot write there
     batch_size = args.num_envs * args.num_steps
     frames = f"--num-envs {args.num_envs} x --num-steps {args.num_steps} = {batch_size} frames"
     if not args.base_layers:

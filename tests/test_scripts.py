@@ -388,6 +388,8 @@ BAD_INPUT = {
     "no run": (["--resume", str(ROOT)], "cannot read"),
     "too long a name of a model": (["--evaluate", "9" * 300], "9" * 300),
     "too long a name of a run": (["--exp-name", "9" * 300], "(File name too long)"),
+    "a name of other bytes": (["--runs-dir", "\udcff"], "--runs-dir is not UTF-8"),
+    "a name of a run of other bytes": (["--exp-name", "\udcff"], "--exp-name is not UTF-8"),
     "unwritable folder": (["--runs-dir", str(ROOT / "README.md")], "--runs-dir"),
 }
 
