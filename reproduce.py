@@ -931,7 +931,7 @@ def draw_sizes(axis: Any, rows: Rows, env: str, column: str) -> None:
 
 
 def draw_rates(axis: Any, rows: Rows, env: str) -> None:
-    """Robustness: return against learning rate, the tuning seeds' mean (line) and each of them (dots)."""
+    """Robustness: return against learning rate, the tuning seeds' mean (line) and each of them (points)."""
     for (_, method, _), by_rate in returns_by_rate(rows, list(rows)).items():
         points = np.array(list(by_rate.values()))  # [rates, seeds]
         axis.plot(list(by_rate), points.mean(1), DASHES[method], color=COLORS[method], label=METHODS[method][0])

@@ -257,20 +257,17 @@ def test_commands_that_reproduce_are_understood():
 
 
 def test_verdicts_quote_the_tables():
-    """Every number of the verdicts, and every p-value in the README, is in a table that is made from rows."""
-
-    def numbers(text):
-        return re.findall(r"-?\d+(?:\.\d+)?(?:e-\d+)?", text)
-
-    results = section(DOCS["results"], "The paper's claims")
-    made = numbers(README.split("<!-- table1 -->")[1].split("<!-- end of table1 -->")[0])
-    made += numbers(section(DOCS["results"], "Every comparison"))
-    quoted = numbers(" ".join(" ".join(row[1:]) for row in rows(results)))
-    quoted += re.findall(r"p = ([\d.]*\d)", section(README, "Results"))
-    assert len(quoted) > 10
-    for number in quoted:
-        half = 0.501 * 10.0 ** -len(number.partition(".")[2])  # of its last digit
-        assert any(abs(float(other) - float(number)) <= half for other in made), number
+    """Their p-values, and the README's, are corrected ones of the comparisons, their returns means of Table 1."""
+    verdicts = " ".join(" ".join(row[1:]) for row in rows(section(DOCS["results"], "The paper's claims")))
+    p_values = re.findall(r"p = ([\d.]*\d)", verdicts + section(README, "Results"))
+    corrected = [float(row[-1]) for row in rows(section(DOCS["results"], "Every comparison"))]
+    assert len(p_values) > 5
+    for p in p_values:
+        half = 0.501 * 10.0 ** -len(p.partition(".")[2])  # of its last digit
+        assert any(abs(float(p) - other) <= half for other in corrected), p
+    table = README.split("<!-- table1 -->")[1].split("<!-- end of table1 -->")[0]
+    returns = re.findall(r"(?<![\w.])-?\d+(?:\.\d)?\b", re.sub(r"p = [\d.]*\d|\(\[.*?\)\)", "", verdicts))
+    assert len(returns) > 10 and set(returns) <= set(re.findall(r"(-?[\d.]+) ±", table))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
