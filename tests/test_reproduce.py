@@ -485,6 +485,14 @@ def test_figures_show_the_rows(target, tmp_path, monkeypatch):
             assert [text.get_text() for text in axis.texts] == ["XS", "M"] * 2
 
 
+def test_rates_are_told_in_the_order_of_the_methods():
+    """Whichever of them has the smallest rate."""
+    cells = [("standard", 2e-3), ("bias", 7e-4), ("rl2", 3e-4)]
+    runs = [Run("Grid-World", method, seed, 100, learning_rate=rate) for method, rate in cells for seed in (11, 12)]
+    returns = reproduce.returns_by_rate({run: fake_row(run, 1) for run in runs}, runs[::-1])
+    assert [method for _, method, _ in returns] == ["standard", "bias", "rl2"]
+
+
 def test_rl2_is_drawn_beside_varibad(monkeypatch, tmp_path):
     """In the colour of its initialisation, dashed."""
     runs = [Run("Grid-World", method, seed, 100) for method in ("bias", "rl2") for seed in (1, 2)]
