@@ -270,6 +270,44 @@ def test_verdicts_quote_the_tables():
     assert len(returns) > 10 and set(returns) <= set(re.findall(r"(-?[\d.]+) ±", table))
 
 
+def grid_world_runs(target):
+    """The rows of Grid-World that the pages show of a target, by method."""
+    kept = reproduce.read_rows(ROOT / "results")
+    runs = [run for run in reproduce.kept_runs(kept, target) if run.env == "Grid-World"]
+    return {method: reproduce.rows_of(kept, runs, method=method) for method in {run.method for run in runs}}
+
+
+def test_frames_to_36_are_those_of_the_rows():
+    """Medians over the seeds of the first evaluation of 36 or more; a seed without one counts as the last."""
+    told = section(README, "Results").split("reaches a return of 36")[1].partition("\n\n")[0]
+    of_method = grid_world_runs("table1")
+    for method, frames in zip(("bias", "rl2-standard"), re.findall(r"after\s+([\d,]*\d)", told), strict=True):
+        curves = [json.loads(row["curve"]) for row in of_method[method]]
+        firsts = [next((at for at, value in curve if value >= 36), np.inf) for curve in curves]
+        assert f"{np.median(firsts):,.0f}" == frames
+        if method == "bias":
+            assert ("one of which never does" in " ".join(told.split())) == (firsts.count(np.inf) == 1)
+
+
+def test_ranges_of_rates_are_those_of_the_rows():
+    """The lowest and highest mean of the tuning seeds from 3e-4 to 2e-3."""
+    means = {}
+    for method, of_method in grid_world_runs("robustness").items():
+        by_rate = {}
+        for row in of_method:
+            rate = json.loads(row["args"])["learning_rate"]
+            if rate <= 2e-3:
+                by_rate.setdefault(rate, []).append(float(row["return"]))
+        means[method] = [f"{edge(map(np.mean, by_rate.values())):.1f}" for edge in (min, max)]
+    front = " ".join(section(README, "Results").split())
+    assert f"{means['bias'][0]} and more from 3e-4 to 2e-3" in front
+    assert f"the standard architecture has {' to '.join(means['standard'])}" in front
+    page = " ".join(section(DOCS["results"], "Learning rates").split())
+    for method, name in (("bias", "Bias-HyperInit"), ("hfi", "HFI"), ("kaiming", "Kaiming")):
+        assert f"{means[method][0]} for {name}" in page
+    assert f"{means['standard'][0]} for the standard architecture" in page
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # In one's own code
 
