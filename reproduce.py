@@ -102,25 +102,21 @@ PAPER = {  # target: method: a mean and a standard error for every environment, 
 }
 BAYES_OPTIMAL = 38.3667  # the best return of a meta-episode of Grid-World (24 goals) without being told the goal
 # What `--list` reckons with: frames per second of one run alone, without evaluations, as `python tests/bench.py sweep`
-# printed them on 2026-11-24 on a machine with two cores (AMD EPYC). A run is one thread, and on Meta-World a worker
-# process per environment besides, so that two side by side are slower there. VariBAD's on Grid-World and Cheetah-Dir
-# were measured with fewer VAE updates (3 of 25 and 1 of 10 meta-episodes): today's 5 of 50 and 5 of 10 take longer.
+# printed them on 2026-11-28 on a machine with two cores (AMD EPYC). A run is one thread, and on Meta-World a worker
+# process per environment besides, so that two side by side are slower there.
 SPEED = {
-    "Grid-World": {"hyper": 8770, "standard": 13_200, "film": 12_600, "rl2-hyper": 9620, "rl2-standard": 12_900},
-    "Cheetah-Dir": {"hyper": 5440, "standard": 13_500},
-    "Walker": {"hyper": 3890, "standard": 7200, "rl2-hyper": 4170},
-    "Ant-Dir": {"hyper": 2910, "standard": 4520},
-    "Humanoid": {"hyper": 1940, "standard": 3620},
-    "Pick-Place": {"hyper": 940, "standard": 1720, "film": 1550},
-    "ML10": {"hyper": 550, "standard": 1490, "rl2-hyper": 540, "rl2-standard": 1420},
+    "Grid-World": {"hyper": 4280, "standard": 5570, "film": 5170, "rl2-hyper": 6200, "rl2-standard": 6890},
+    "Cheetah-Dir": {"hyper": 3840, "standard": 7060},
+    "Walker": {"hyper": 2810, "standard": 5020, "rl2-hyper": 2450},
+    "Ant-Dir": {"hyper": 2220, "standard": 3720},
+    "Humanoid": {"hyper": 1140, "standard": 2130},
+    "Pick-Place": {"hyper": 469, "standard": 671, "film": 812},
+    "ML10": {"hyper": 309, "standard": 958, "rl2-hyper": 288, "rl2-standard": 727},
 }
 SIZE_SPEED = {  # of Figure 3, in the order of SIZES
-    "Cheetah-Dir": {
-        "hyper": (10_200, 8620, 6200, 3920, 2400, 340),
-        "standard": (16_000, 15_000, 14_300, 11_900, 10_300, 3010),
-    },
-    "Walker": {"hyper": (5370, 4910, 4130, 3040, 2050, 350), "standard": (7820, 7400, 7300, 7180, 6200, 2530)},
-    "Grid-World": {"hyper": (6270, 4490, 2980, 1540), "standard": (12_300, 11_100, 10_300, 9450)},
+    "Cheetah-Dir": {"hyper": (5780, 4840, 3610, 2450, 1320, 235), "standard": (7250, 6090, 5550, 5070, 5200, 1580)},
+    "Walker": {"hyper": (3510, 3100, 2240, 1810, 1160, 234), "standard": (4580, 3660, 4820, 4250, 3130, 1510)},
+    "Grid-World": {"hyper": (2780, 2100, 1770, 1030), "standard": (4730, 4590, 3600, 3940)},
 }
 TABLE1 = ("Grid-World", "Cheetah-Dir", "Walker", "Ant-Dir", "Humanoid")
 TABLE2 = ("Pick-Place", "ML10")
