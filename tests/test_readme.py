@@ -303,7 +303,8 @@ def test_ranges_of_rates_are_those_of_the_rows():
     assert f"{means['bias'][0]} and more from 3e-4 to 2e-3" in front
     assert f"the standard architecture has {' to '.join(means['standard'])}" in front
     page = " ".join(section(DOCS["results"], "Learning rates").split())
-    for method, name in (("bias", "Bias-HyperInit"), ("hfi", "HFI"), ("kaiming", "Kaiming")):
+    names = {"bias": "Bias-HyperInit", "weight": "Weight-HyperInit", "hfi": "HFI", "kaiming": "Kaiming"}
+    for method, name in (names | {"normc": "normc", "orthogonal": "orthogonal"}).items():
         assert f"{means[method][0]} for {name}" in page
     assert f"{means['standard'][0]} for the standard architecture" in page
 
