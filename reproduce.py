@@ -132,7 +132,7 @@ TARGETS = {  # its environments and methods, and those that --envs and --methods
 QUICK = (("Grid-World",), FIGURE1, ("Grid-World",), BESIDE)  # figure1 and table1 with --quick
 SEEDS = {"Pick-Place": 10, "ML10": 3}  # 1 to this; elsewhere 5
 QUICK_FRAMES, QUICK_SEEDS = 500_000, 2
-EVALUATIONS = 50  # of a run, about, so that the last tenth of training has five; the presets have more on long runs
+EVALUATIONS = 50  # of a run, at least, so that the last tenth of training has five; the presets have more on long runs
 TUNING_SEEDS = (11, 12)  # what chooses a learning rate; never among the seeds that are reported
 UNREPORTED = (*TUNING_SEEDS, 13)  # seeds that no table shows, 13 being for trying things out
 
@@ -171,9 +171,10 @@ class Run:
         _, script, flags = METHODS[self.method]
         _, varibad, rl2, eval_interval = PRESETS[self.env]
         every = max(1, self.frames // (rl2 if script == R else varibad) // EVALUATIONS)  # iterations
+        at_most = eval_interval * 2 // 5  # so that a run of 2e6 frames on Grid-World can continue one of 1e6
         flags = f"--env {self.env} {flags} {SIZES.get(self.size, '')} --seed {self.seed}"
         flags += f" --total-timesteps {self.frames}"
-        flags += f" --eval-interval {every}" if every < eval_interval else ""
+        flags += f" --eval-interval {min(every, at_most)}" if every < eval_interval else ""
         flags += f" --learning-rate {short(self.learning_rate)}" if self.learning_rate else ""
         return [script, *flags.split()]
 
