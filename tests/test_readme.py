@@ -6,11 +6,13 @@ All of it is marked `docs`: someone who changes the code for an experiment of th
 import ast
 import contextlib
 import copy
+import csv
 import importlib.util
 import io
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -307,6 +309,19 @@ def test_ranges_of_rates_are_those_of_the_rows():
     for method, name in (names | {"normc": "normc", "orthogonal": "orthogonal"}).items():
         assert f"{means[method][0]} for {name}" in page
     assert f"{means['standard'][0]} for the standard architecture" in page
+
+
+def test_first_updates_are_those_of_the_runs():
+    """The page has the table that the example makes of the kept numbers, whose returns are those of the rows."""
+    example = runpy.run_path(str(ROOT / "examples" / "first_update.py"))
+    with open(example["CSV"], newline="") as file:
+        kept = list(csv.DictReader(file))
+    assert example["make_table"](kept) in DOCS["results"]
+    tuning = {method: of for method, of in grid_world_runs("robustness").items() if not method.startswith("rl2")}
+    names = ("method", "seed", "learning_rate", "return")
+    rows = [dict(row, learning_rate=json.loads(row["args"])["learning_rate"]) for of in tuning.values() for row in of]
+    told = {(r["method"], r["seed"], float(r["learning_rate"]), float(r["return"])) for r in kept}
+    assert told == {(*(row[name] for name in names[:3]), round(float(row["return"]), 2)) for row in rows}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
