@@ -170,11 +170,11 @@ class Run:
         """The script and its flags, without the folder."""
         _, script, flags = METHODS[self.method]
         _, varibad, rl2, eval_interval = PRESETS[self.env]
-        every = max(1, self.frames // (rl2 if script == R else varibad) // EVALUATIONS)  # iterations
-        at_most = eval_interval * 2 // 5  # so that a run of 2e6 frames on Grid-World can continue one of 1e6
+        frames = 1_000_000 if 1_000_000 <= self.frames <= 3_000_000 else self.frames  # these can continue each other
+        every = max(1, frames // (rl2 if script == R else varibad) // EVALUATIONS)  # iterations
         flags = f"--env {self.env} {flags} {SIZES.get(self.size, '')} --seed {self.seed}"
         flags += f" --total-timesteps {self.frames}"
-        flags += f" --eval-interval {min(every, at_most)}" if every < eval_interval else ""
+        flags += f" --eval-interval {every}" if every < eval_interval else ""
         flags += f" --learning-rate {short(self.learning_rate)}" if self.learning_rate else ""
         return [script, *flags.split()]
 
