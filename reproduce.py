@@ -129,10 +129,14 @@ TARGETS = {  # its environments and methods, and those that --envs and --methods
     "figure3": (("Cheetah-Dir", "Walker"), ("standard", "bias"), TABLE1, ("standard", "bias")),
     "robustness": (("Grid-World",), FIGURE1, tuple(PRESETS), tuple(METHODS)),
 }
+BETTER = {  # what the paper, or its sequel on RL2, claims: a method, and those that it is better than
+    "bias": ("kaiming", "normc", "orthogonal", "hfi", "standard"),
+    "rl2": ("rl2-standard", "bias"),
+}
 QUICK = (("Grid-World",), FIGURE1, ("Grid-World",), BESIDE)  # figure1 and table1 with --quick
 SEEDS = {"Pick-Place": 10, "ML10": 3}  # 1 to this; elsewhere 5
 QUICK_FRAMES, QUICK_SEEDS = 500_000, 2
-EVALUATIONS = 50  # of a run, at least, so that the last tenth of training has five; the presets have more on long runs
+EVALUATIONS = 50  # of a run, or more, so that the last tenth of training has five; the presets have more on long runs
 TUNING_SEEDS = (11, 12)  # what chooses a learning rate; never among the seeds that are reported
 UNREPORTED = (*TUNING_SEEDS, 13)  # seeds that no table shows, 13 being for trying things out
 
@@ -167,14 +171,16 @@ class Run:
 
     @property
     def command(self) -> list[str]:
-        """The script and its flags, without the folder."""
+        """The script and its flags, without --runs-dir."""
         _, script, flags = METHODS[self.method]
         _, varibad, rl2, eval_interval = PRESETS[self.env]
-        frames = 1_000_000 if 1_000_000 <= self.frames <= 3_000_000 else self.frames  # these can continue each other
-        every = max(1, frames // (rl2 if script == R else varibad) // EVALUATIONS)  # iterations
+        # From 1e6 to 3e6 frames the same, since --resume allows more --total-timesteps but no other interval.
+        counted = 1_000_000 if 1_000_000 <= self.frames <= 3_000_000 else self.frames
+        every = max(1, counted // (rl2 if script == R else varibad) // EVALUATIONS)  # iterations
         flags = f"--env {self.env} {flags} {SIZES.get(self.size, '')} --seed {self.seed}"
         flags += f" --total-timesteps {self.frames}"
-        flags += f" --eval-interval {every}" if every < eval_interval else ""
+        # On Meta-World an evaluation is long, and Table 2 has only the last one.
+        flags += f" --eval-interval {every}" if every < eval_interval and self.env not in TABLE2 else ""
         flags += f" --learning-rate {short(self.learning_rate)}" if self.learning_rate else ""
         return [script, *flags.split()]
 
@@ -851,6 +857,32 @@ def make_comparison_table(rows: Rows, runs: dict[str, Sequence[Run]]) -> str:
     return markdown(header, lines, left=4) if lines else ""
 
 
+def frames_to_36(rows: Rows, runs: Sequence[Run]) -> Cells:
+    """How soon a run on Grid-World learns: frames at its first evaluation of 36 or more, else at its last one."""
+    cells: Cells = {}
+    for run in [run for run in runs if run.env == "Grid-World" and run in rows]:
+        curve = json.loads(rows[run]["curve"])
+        first = next((frames for frames, value in curve if value >= 36), curve[-1][0])
+        cells.setdefault((run.env, run.method), []).append(first)
+    return cells
+
+
+def make_claims_table(cells: Cells) -> str:
+    """Markdown: Welch's t-test of every pair in BETTER, Holm's correction over all environments; "" of none."""
+    pairs = [(env, method, other) for env in TABLE1 for method in BETTER for other in BETTER[method]]
+    groups = {(env, *pair): {method: cells.get((env, method), []) for method in pair} for env, *pair in pairs}
+    lines = []
+    for c in compare(groups):
+        env, method, other = c.group
+        difference = c.difference if c.method == method else -c.difference
+        names = [env, METHODS[method][0], METHODS[other][0]]
+        lines.append(
+            [*names, f"{difference:,.{2 if abs(difference) < 1e4 else 0}f}", f"{c.p:.2g}", f"{c.corrected:.2g}"]
+        )
+    header = ["environment", "method", "against", "difference of means", "p", "corrected p"]
+    return markdown(header, lines, left=3) if lines else ""
+
+
 def make_rate_table(rows: Rows, tuning: Sequence[Run]) -> str:
     """Markdown: the return by learning rate, mean (both seeds), the chosen rate's bold; "" of none."""
     returns, frames = returns_by_rate(rows, tuning), {run.cell: run.frames for run in tuning}
@@ -1070,6 +1102,8 @@ def readme_blocks(rows: Rows) -> dict[str, str]:
     blocks["curves"] = make_curve_table(rows, kept["table1"], "Grid-World") if on_grid else ""
     blocks["seeds"] = make_seeds_table(rows, list(dict.fromkeys(sum(kept.values(), []))))
     blocks["comparisons"] = make_comparison_table(rows, {target: kept[target] for target in PAPER})
+    blocks["claims"] = make_claims_table(table_cells(rows, kept["table1"], "table1")[0])
+    blocks["frames to 36"] = make_claims_table(frames_to_36(rows, kept["table1"]))
     blocks["learning rates"] = make_rate_table(rows, kept_tuning(rows))
     return blocks
 

@@ -1,7 +1,7 @@
 """How far PPO's first update moves the policy, and the return that such a run reaches: python examples/first_update.py
 
-Reads VariBAD's runs on Grid-World that chose the learning rates from runs/reproduce, where there are any, into
-results/first-update/Grid-World.csv; makes the table and the picture of docs/results.md from that file.
+Makes the table and the picture of docs/results.md from results/first-update/Grid-World.csv. With --read it first makes
+that file from VariBAD's runs on Grid-World that chose the learning rates, in runs/reproduce.
 """
 
 import csv
@@ -65,14 +65,16 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
     for method in kl:
         x, y = list(kl[method].values()), list(returns[method].values())
         axis.plot(x, y, "o-", ms=4, color=reproduce.COLORS[method], label=reproduce.METHODS[method][0])
-    axis.set(xscale="log", xlabel="approximate KL of the first update", ylabel="return after 1,000,000 frames")
+    axis.set(xscale="log", xlabel="approximate KL of the first update", ylabel="return, last tenth of 1,000,000 frames")
     axis.legend(fontsize=8, title="mean of two seeds", title_fontsize=8)
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
 if __name__ == "__main__":
-    if rows := read_runs(ROOT / "runs" / "reproduce"):
-        CSV.parent.mkdir(exist_ok=True)
+    if "--read" in sys.argv[1:]:
+        rows = read_runs(ROOT / "runs" / "reproduce")
+        if len(rows) != 56:
+            sys.exit(f"runs/reproduce has {len(rows)} of the 56 runs: do the others by the command in docs/results.md.")
         with open(CSV, "w", newline="") as file:
             writer = csv.DictWriter(file, NAMES, lineterminator="\n")
             writer.writeheader()
