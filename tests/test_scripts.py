@@ -1007,8 +1007,8 @@ def test_readme_names_only_flags_that_exist():
     readme = re.sub(r"^ *ray .*$", "", documentation(), flags=re.M)  # Ray has flags of its own
     flags = set(re.findall(r"(--[a-z][a-z-]+)", readme)) - {"--logdir", "--dist", "--help"}
     added = re.findall(r"^\+    (\w+): ", readme, re.M)  # by the diffs of "Change it"
-    of_show = ["picture", "video", "task", "width", "every"]
-    names = [*varibad_hyper.Args.__dataclass_fields__, *reproduce.Args.__dataclass_fields__, *of_show, *added]
+    others = ["picture", "video", "task", "width", "every", "read"]  # and of examples/first_update.py
+    names = [*varibad_hyper.Args.__dataclass_fields__, *reproduce.Args.__dataclass_fields__, *others, *added]
     fields = {f"--{name.replace('_', '-')}" for name in names}
     assert {re.sub("^--no-", "--", flag) for flag in flags} <= fields
 
