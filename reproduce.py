@@ -1098,8 +1098,8 @@ def readme_blocks(rows: Rows) -> dict[str, str]:
     """The generated parts of README.md and docs/, by name; empty where there are no rows to make one from."""
     kept = {target: kept_runs(rows, target) for target in ("table1", "table2", "figure1", "figure3")}
     blocks = {target: make_table(rows, kept[target], target) if kept[target] else "" for target in PAPER}
-    on_grid = any(run.env == "Grid-World" for run in kept["table1"])
-    blocks["curves"] = make_curve_table(rows, kept["table1"], "Grid-World") if on_grid else ""
+    envs = dict.fromkeys(run.env for run in kept["table1"])
+    blocks["curves"] = "\n\n".join(make_curve_table(rows, kept["table1"], env) for env in envs)
     blocks["seeds"] = make_seeds_table(rows, list(dict.fromkeys(sum(kept.values(), []))))
     blocks["comparisons"] = make_comparison_table(rows, {target: kept[target] for target in PAPER})
     blocks["claims"] = make_claims_table(table_cells(rows, kept["table1"], "table1")[0])

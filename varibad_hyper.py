@@ -1569,8 +1569,7 @@ def check_args(args: Args) -> None:
         fail("--arch standard has no hypernetwork: leave --init and --hyper-layers out, --base-init initialises it.")
     if args.arch == "film" and args.init not in FILM_SCHEMES:
         fail(f"--arch film generates no weight matrices: choose --init from {', '.join(FILM_SCHEMES)}.")
-    without_f = ("hfi", "hfo", "kaiming", "normc", "orthogonal")
-    if args.arch == "hyper" and args.init in without_f and args.base_init != "normc":
+    if args.arch == "hyper" and args.init not in ("bias", "weight") and args.base_init != "normc":
         fail(f"--base-init changes nothing with --init {args.init}: leave it out, or choose --init bias or weight.")
     if not args.hyper_bias and (args.arch != "hyper" or args.init == "bias"):
         fail("--no-hyper-bias leaves nothing of --init bias, and needs --arch hyper: choose another --init.")
