@@ -876,9 +876,8 @@ def make_claims_table(cells: Cells) -> str:
         env, method, other = c.group
         difference = c.difference if c.method == method else -c.difference
         names = [env, METHODS[method][0], METHODS[other][0]]
-        lines.append(
-            [*names, f"{difference:,.{2 if abs(difference) < 1e4 else 0}f}", f"{c.p:.2g}", f"{c.corrected:.2g}"]
-        )
+        digits = 2 if abs(difference) < 1e4 else 0
+        lines.append([*names, f"{difference:,.{digits}f}", f"{c.p:.2g}", f"{c.corrected:.2g}"])
     header = ["environment", "method", "against", "difference of means", "p", "corrected p"]
     return markdown(header, lines, left=3) if lines else ""
 
