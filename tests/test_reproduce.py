@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -883,7 +884,8 @@ def test_interrupted_sweep_stops_at_checkpoints_and_goes_on(executor, number, tm
     flags = ["figure1", "--envs", "Grid-World", "--methods", "bias", "--seeds", "1", "2", "3", "--workers", "2"]
     command = tiny(tmp_path, executor, *flags)
     command[command.index(str(FRAMES))] = "48000"
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heeded = partial(signal.signal, number, signal.SIG_DFL)  # not ignored, as under nohup
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeded)
     deadline = time.time() + 200
     while len(list(tmp_path.glob("runs/*/*/checkpoint.pt"))) < 2 and time.time() < deadline:
         time.sleep(0.05)
