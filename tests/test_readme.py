@@ -217,7 +217,7 @@ def test_every_page_is_one_link_away():
 def commands(*programs):
     """The arguments of every command in the pages' shell blocks that starts one of these programs."""
     pages = "\n".join(page for name, page in PAGES.items() if name != "recipes")  # whose commands need its changes
-    lines = "\n".join(re.findall(r"^```bash\n(.*?)```", pages, re.M | re.S)).splitlines()
+    lines = "\n".join(re.findall(r"^```bash\n(.*?)```", pages, re.M | re.S)).replace("\\\n", "").splitlines()
     lines += re.findall(r"^\| `(python [^`]*)` \|", pages, re.M)
     words = [line.partition("  #")[0].split() for line in lines]
     found = [(line[1], line[2:]) for line in words if line[:1] == ["python"] and line[1] in programs]
@@ -256,6 +256,18 @@ def test_commands_that_reproduce_are_understood():
     for _, flags in commands("reproduce.py"):
         args = tyro.cli(reproduce.Args, args=flags)
         assert args.target == "readme" or reproduce.make_runs(args)
+
+
+def test_commands_repeat_the_results():
+    """The README's last two are the runs of Table 1, at the rates that the kept tuning runs chose."""
+    kept = reproduce.read_rows(ROOT / "results")
+    shown, tuned, runs, tuning = reproduce.kept_runs(kept, "table1"), reproduce.kept_tuning(kept), [], []
+    for args in [tyro.cli(reproduce.Args, args=flags) for _, flags in commands("reproduce.py")]:
+        if args.learning_rates and args.target != "robustness":
+            runs += reproduce.make_runs(args)
+            tuning += reproduce.make_tuning_runs(args, reproduce.make_runs(args))
+    rates = reproduce.choose_rates(reproduce.returns_by_rate(kept, tuning))
+    assert set(tuning) == set(tuned) and set(reproduce.with_rates(runs, rates)) == set(shown)
 
 
 def test_verdicts_quote_the_tables():

@@ -423,6 +423,21 @@ def refused(script, capsys, flags, words):
     assert error.startswith("error: ") and error.count("\n") == 1 and words in error
 
 
+@both_scripts
+@pytest.mark.parametrize("init", HYPER_SCHEMES)
+def test_base_init_is_refused_only_where_it_changes_nothing(script, init, capsys):
+    several = [script.parse_args(["--init", init, "--base-init", name]) for name in ("normc", "orthogonal")]
+    initial = []
+    for args in several:
+        torch.manual_seed(0)
+        initial.append(script.Agent(script.make_envs(args, 2), args).policy.state_dict())
+    if all(torch.equal(values, initial[1][name]) for name, values in initial[0].items()):
+        with pytest.raises(SystemExit):
+            script.check_args(several[1])
+    else:
+        script.check_args(several[1])
+
+
 @pytest.mark.parametrize("flags", [["--env", "Mars"], ["--init", "zeros"], ["--total-timesteps", "2.5"], ["--bogus"]])
 def test_bad_flags_are_refused_without_traceback(flags):
     result = cli(rl2_hyper, *flags)
