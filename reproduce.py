@@ -762,12 +762,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 class Comparison(NamedTuple):
-    """A method of a group against the best one: difference of means, p-value, p-value after Holm's correction."""
+    """A method of a group against the best one: difference of means with half the width of its 95% interval; p-values.
+
+    `corrected` is p after Holm's correction; `margin` is not corrected.
+    """
 
     group: Any
     method: str
     best: str
     difference: float
+    margin: float
     p: float
     corrected: float
 
@@ -783,9 +787,11 @@ def compare(groups: dict[Any, dict[str, Sequence[float]]]) -> list[Comparison]:
         best = max(tested, key=lambda method, tested=tested: np.mean(tested[method]), default=None)
         for method in [method for method in tested if method != best]:
             a, b = tested[method], tested[best]
-            constant = np.ptp(a) == np.ptp(b) == 0  # no variance to test with
-            p = float(a[0] == b[0]) if constant else float(ttest_ind(a, b, equal_var=False).pvalue)
-            found.append((group, method, best, float(np.mean(a) - np.mean(b)), p))
+            difference, margin, p = float(np.mean(a) - np.mean(b)), 0.0, float(a[0] == b[0])
+            if np.ptp(a) or np.ptp(b):  # else there is no variance to test with
+                test = ttest_ind(a, b, equal_var=False)
+                margin, p = float(test.confidence_interval().high) - difference, float(test.pvalue)
+            found.append((group, method, best, difference, margin, p))
     return [Comparison(*of, p) for of, p in zip(found, holm([of[-1] for of in found]), strict=True)]
 
 
@@ -852,7 +858,7 @@ def make_comparison_table(rows: Rows, runs: dict[str, Sequence[Run]]) -> str:
     for target, of_target in runs.items():
         for c in table_cells(rows, of_target, target)[1]:
             names = [target.replace("table", "Table "), c.group[0], METHODS[c.method][0], METHODS[c.best][0]]
-            lines.append([*names, f"{c.difference:.2f}", f"{c.p:.2g}", f"{c.corrected:.2g}"])
+            lines.append([*names, f"{c.difference:.2f} ± {c.margin:.2f}", f"{c.p:.2g}", f"{c.corrected:.2g}"])
     header = ["table", "environment", "method", "best method", "difference of means", "p", "corrected p"]
     return markdown(header, lines, left=4) if lines else ""
 
@@ -877,7 +883,8 @@ def make_claims_table(cells: Cells) -> str:
         difference = c.difference if c.method == method else -c.difference
         names = [env, METHODS[method][0], METHODS[other][0]]
         digits = 2 if abs(difference) < 1e4 else 0
-        lines.append([*names, f"{difference:,.{digits}f}", f"{c.p:.2g}", f"{c.corrected:.2g}"])
+        interval = f"{difference:,.{digits}f} ± {c.margin:,.{digits}f}"
+        lines.append([*names, interval, f"{c.p:.2g}", f"{c.corrected:.2g}"])
     header = ["environment", "method", "against", "difference of means", "p", "corrected p"]
     return markdown(header, lines, left=3) if lines else ""
 

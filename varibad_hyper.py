@@ -1432,7 +1432,7 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv):
 
 # The authors' released configuration (VariBAD's for Humanoid), where it is not Grid-World's above. NOTE: they sum the
 # KL over the batch and we average it, so that kl_weight is theirs times their batch size. Grid-World has VariBAD's,
-# 0.01 times 25; the authors' would be 25. NOTE: the VAE learns more than theirs on Grid-World (they: 3 updates of 25 at
+# 0.01 times 25; the authors' would be 25. NOTE: the VAE is trained more than theirs on Grid-World (3 updates of 25 at
 # 1e-3) and Cheetah-Dir (1 of 10 at 1e-3), because its training was the bottleneck there. NOTE: with an entropy weight
 # of 0.01 (VariBAD's) some seeds stop searching on Grid-World, with 0.1 (the authors') all learn slowly.
 # fmt: off

@@ -22,6 +22,7 @@ import bench
 import numpy as np
 import pytest
 import tyro
+from scipy.stats import t as student_t
 from scipy.stats import ttest_ind
 
 import reproduce
@@ -366,7 +367,15 @@ def test_claims_compare_their_methods_directly():
     corrected = dict(zip(p, reproduce.holm(list(p.values())), strict=True))
     for of in told:
         difference = np.mean(returns[of[0], of[1]]) - np.mean(returns[of[0], of[2]])
-        assert told[of] == [f"{difference:.2f}", f"{p[of]:.2g}", f"{corrected[of]:.2g}"]
+        margin = welch_margin(returns[of[0], of[1]], returns[of[0], of[2]])
+        assert told[of] == [f"{difference:.2f} ± {margin:.2f}", f"{p[of]:.2g}", f"{corrected[of]:.2g}"]
+
+
+def welch_margin(a, b):
+    """Half of the 95% interval of a difference of means, by Welch and Satterthwaite's formula."""
+    of_a, of_b = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
+    freedom = (of_a + of_b) ** 2 / (of_a**2 / (len(a) - 1) + of_b**2 / (len(b) - 1))
+    return student_t.ppf(0.975, freedom) * (of_a + of_b) ** 0.5
 
 
 def test_frames_to_36():
@@ -1379,8 +1388,8 @@ def test_readme_of_no_rows_then_of_some(tmp_path, monkeypatch, capsys):
     assert "| Standard | -7.0 ± 0.6 (3 seeds) | 35.5 ± 0.4 |" in blocks["table1"]
     assert "| **4.2 ± 0.6** |" in blocks["curves"]
     assert "| 1, 2, 3 | 3.20, 4.20, 5.20 | 0.0 |" in blocks["seeds"] and blocks["table2"] == ""
-    assert "| Table 1 | Grid-World | Standard | Bias-HyperInit | -11.20 | " in blocks["comparisons"]
-    assert "| Grid-World | Bias-HyperInit | Standard | 11.20 | " in blocks["claims"]
+    assert "| Table 1 | Grid-World | Standard | Bias-HyperInit | -11.20 ± " in blocks["comparisons"]
+    assert "| Grid-World | Bias-HyperInit | Standard | 11.20 ± " in blocks["claims"]
     rates = "| Grid-World | Bias-HyperInit | 10 | 13.57 (13.07, 14.07) | **13.70 (13.20, 14.20)** |"
     assert rates in blocks["learning rates"]
     readme = (tmp_path / "README.md").read_text()
