@@ -358,26 +358,10 @@ class RunFailed(Exception):
         return "exit status {}\n{}".format(*self.args)
 
 
-def read_json(path: Path, *names: str) -> dict[str, Any] | None:
-    """The object in a file, which must have these names; None if it is not there, or damaged: that is put aside."""
-    try:
-        value = json.loads(path.read_bytes())
-        if isinstance(value, dict) and value.keys() >= set(names):
-            return value
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        pass
-    path.replace(f"{path}.damaged")
-    note(f"{path} is damaged: it is now {path.name}.damaged, and the run goes on without it.")
-    return None
-
-
 def find_result(folder: Path) -> dict[str, Any] | None:
     """The result.json of a run's folder, if it is finished."""
     paths = sorted(folder.glob("*/result.json"))
-    result = read_json(paths[-1], "evaluation", "eval_history", "parameters", "args") if paths else None
-    return result and result | {"folder": paths[-1].parent.name}
+    return json.loads(paths[-1].read_bytes()) | {"folder": paths[-1].parent.name} if paths else None
 
 
 def lock_file(file: Any, how: int) -> None:
@@ -410,7 +394,7 @@ def describe_machine() -> dict[str, str]:
 def note_machine(folder: Path) -> None:
     """Adds this machine to machine.json; of a run that was done in pieces every one is kept."""
     path, here = folder / "machine.json", describe_machine()
-    before = read_json(path, *here) or here
+    before = json.loads(path.read_bytes()) if path.exists() else here
     both = {k: before[k] if v in before[k].split("; ") else f"{before[k]}; {v}" for k, v in here.items()}
     path.with_suffix(".new").write_text(json.dumps(both))
     path.with_suffix(".new").replace(path)
@@ -515,7 +499,7 @@ def make_row(run: Run, folder: Path) -> dict[str, str]:
     every evaluation; wall_time: s; args: all of the script's.
     """
     result = find_result(folder)
-    where = read_json(folder / "machine.json") or {"machine": "", "python": "", "commit": ""}
+    where = json.loads((folder / "machine.json").read_bytes())
     total = result["evaluation"]["meta_episodic_return"]
     test = result.get("test_evaluation") or {}
     started = datetime.fromtimestamp(int(re.search(r"__(\d+)$", result["folder"])[1]), timezone.utc)

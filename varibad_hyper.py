@@ -37,15 +37,15 @@ import threading
 import time
 import weakref
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, NoReturn
 
 if __name__ == "__main__":
     os.environ["MUJOCO_GL"] = "disable"  # training draws nothing: MuJoCo need not load OpenGL
@@ -81,7 +81,7 @@ class RunArgs:
     embedding: Literal["posterior", "one-hot"] = "posterior"
     """what the policy knows about the task: VariBAD's posterior, or the true task, one-hot (multi-task upper bound)"""
     seed: int = 1  # seeds all randomness; on the same CPU it gives the same run, bit for bit
-    total_timesteps: int = 4_000_000  # frames (steps of all environments) to train for; may be written 2e6
+    total_timesteps: float = 4_000_000  # frames (steps of all environments) to train for; may be written 2e6
     exp_name: str = ""  # added to the run folder's name, to tell runs apart that differ in other flags
     runs_dir: str = "runs"  # folder that holds the run folders
     resume: str | None = None
@@ -593,10 +593,9 @@ def main(args: Args) -> Path | None:
     seeds = seeds_of(args)
     torch.manual_seed(seeds["torch"])
     batch_size = args.num_envs * args.num_steps
-    with refusing_sizes():  # one sentence if something does not fit
-        envs, eval_envs = make_envs(args, args.num_envs), make_eval_envs(args)
-        agent = Agent(envs, args).to(device)
-        buffer = MetaEpisodeBuffer(args.vae_buffer, envs, device, seeds["buffer"])
+    envs, eval_envs = make_envs(args, args.num_envs), make_eval_envs(args)
+    agent = Agent(envs, args).to(device)
+    buffer = MetaEpisodeBuffer(args.vae_buffer, envs, device, seeds["buffer"])
     envs.reset(seeds["train_envs"])
     adam = partial(torch.optim.Adam, eps=args.adam_eps, fused=True)
     optimizer = adam(agent.policy.parameters(), lr=args.learning_rate)
@@ -757,13 +756,13 @@ def summarize(played: list[MetaEpisode]) -> Summary:
     Where episodes succeed or fail also each episode's success in percent; that of the last episode on the test tasks is
     the meta-test success percentage of the paper's Table 2. The standard error of a single task is 0.
     """
-    returns = np.array([episode.returns for episode in played])  # [num_tasks, episodes_per_task]
+    returns = np.array([meta_episode.returns for meta_episode in played])  # [num_tasks, episodes_per_task]
     columns = {"meta_episodic_return": returns.sum(axis=1)}
     columns |= {f"episodic_return_ep{k + 1}": column for k, column in enumerate(returns.T)}
     if played[0].successes is not None:
-        successes = 100.0 * np.array([episode.successes for episode in played])
+        successes = 100.0 * np.array([meta_episode.successes for meta_episode in played])
         columns |= {f"success_ep{k + 1}": column for k, column in enumerate(successes.T)}
-    columns["episodic_length"] = np.array([episode.lengths for episode in played]).mean(axis=1)
+    columns["episodic_length"] = np.array([meta_episode.lengths for meta_episode in played]).mean(axis=1)
     return {
         name: {"mean": float(x.mean()), "stderr": float(x.std(ddof=int(len(x) > 1)) / len(x) ** 0.5), "count": len(x)}
         for name, x in columns.items()
@@ -783,8 +782,8 @@ def evaluate_groups(agent: Agent, envs: MetaEpisodes, args: Args) -> dict[str, S
         played = evaluate(agent, envs, seed, tasks[: args.eval_tasks])
         summaries[group] = summarize(played)
         by_class: dict[str, list[MetaEpisode]] = {}
-        for task, episode in zip(tasks[:, 0], played, strict=False):
-            by_class.setdefault(envs.envs.class_names[task], []).append(episode)
+        for task, meta_episode in zip(tasks[:, 0], played, strict=False):
+            by_class.setdefault(envs.envs.class_names[task], []).append(meta_episode)
         if len(by_class) > 1:
             summaries |= {f"{group}/{name}": summarize(by_class[name]) for name in sorted(by_class)}
     return summaries
@@ -1489,26 +1488,13 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def plain_numbers(argv: Sequence[str]) -> list[str]:
-    """A command line with `2e6` as `2000000`, which int() takes, behind flags of whole numbers."""
-    whole = {flag(name) for name, kind in get_type_hints(Args).items() if kind is int}
-    words = list(argv)
-    for i, (before, word) in enumerate(zip(["", *argv], argv, strict=False)):
-        name, equals, value = word.rpartition("=")
-        if (name or before).replace("_", "-") in whole:
-            with suppress(ValueError, OverflowError):
-                if "e" in value.lower() and float(value) == int(float(value)):
-                    words[i] = f"{name}{equals}{int(float(value))}"
-    return words
-
-
 def parse_args(argv: Sequence[str] | None = None) -> Args:
     """Args from the command line (default sys.argv): the flags given, over the preset of --env, over the defaults.
 
     With --resume or --evaluate the saved run's arguments take the preset's place; a flag that contradicts them ends the
     program with a sentence, unless it may change.
     """
-    argv = plain_numbers(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # what the other flags' defaults depend on
     for name in ("env", "resume", "evaluate"):
         early.add_argument(flag(name), nargs="?")
@@ -1549,8 +1535,6 @@ def check_args(args: Args) -> None:
                 least = "0 or more" if name in may_be_zero else "more than 0"
                 if not 0 <= number <= most or (number == 0 and name not in may_be_zero):
                     fail(f"{flag(name)} is {number}: it must be {least}, and at most {most:g}.")
-        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-            fail(f"{flag(name)} is not UTF-8: choose another name.")  # TensorBoard cannot write there
     batch_size = args.num_envs * args.num_steps
     frames = f"--num-envs {args.num_envs} x --num-steps {args.num_steps} = {batch_size} frames"
     if not args.base_layers or not args.decoder_layers:
@@ -1577,16 +1561,6 @@ def check_args(args: Args) -> None:
         fail(f"--embedding one-hot is made for the few tasks of Grid-World and Cheetah-Dir, not for {args.env}.")
     if not (args.decode_reward or args.decode_state):
         fail("the VAE has nothing to predict: leave --decode-reward or --decode-state on.")
-
-
-@contextmanager
-def refusing_sizes() -> Iterator[None]:
-    """Ends the program with a sentence if what this block makes does not fit together, or not into memory."""
-    try:
-        yield
-    except (MemoryError, RuntimeError, ValueError) as error:
-        what = str(error).split("\n")[0]
-        fail(f"environments, networks and buffer cannot be made like this ({type(error).__name__}: {what}).")
 
 
 def seeds_of(args: Args) -> dict[str, int]:
@@ -1623,16 +1597,7 @@ def load_saved(path: str, mmap: bool = False) -> tuple[dict[str, Any], Args]:
         saved = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
         if saved["script"] != script:
             fail(f"{file} belongs to {saved['script']}.py: use that script.")
-        args, types = Args(**saved["args"]), get_type_hints(Args)
-        for name, default in asdict(Args()).items():
-            value, choices = getattr(args, name), get_args(types[name])
-            kind = (int, float) if isinstance(default, float) else type(default)
-            same_type = default is None or isinstance(value, kind)
-            if not same_type or (isinstance(default, str) and choices and value not in choices):
-                raise TypeError(name)
-            if isinstance(default, tuple) and not all(isinstance(units, int) for units in value):
-                raise TypeError(name)
-        return saved, args
+        return saved, Args(**saved["args"])
     except OSError as error:
         fail(f"cannot read {file} ({error.strerror}): give a run's folder, a checkpoint.pt or a model.pt.")
     except Exception as error:  # whatever a foreign or damaged file may raise
@@ -1642,16 +1607,10 @@ def load_saved(path: str, mmap: bool = False) -> tuple[dict[str, Any], Args]:
 def load_agent(path: str, args: Args | None = None) -> tuple[Agent, MetaEpisodes]:
     """A saved agent and environments to evaluate it in: those of `args`, or of its own arguments."""
     saved, saved_args = load_saved(path)
-    with refusing_sizes():
-        # On Meta-World the seed makes the tasks: they stay those that were trained on.
-        envs = make_eval_envs(replace(args or saved_args, seed=saved_args.seed))
-        agent = Agent(envs, args or saved_args)
-    try:
-        agent.load_state_dict(saved["agent"])
-    except Exception as error:  # whatever a damaged file may raise
-        fail(f"{path} does not fit this script ({type(error).__name__}).")
-    if not all(tensor.isfinite().all() for tensor in agent.state_dict().values()):
-        fail(f"{path} holds values that are not finite.")
+    # On Meta-World the seed makes the tasks: they stay those that were trained on.
+    envs = make_eval_envs(replace(args or saved_args, seed=saved_args.seed))
+    agent = Agent(envs, args or saved_args)
+    agent.load_state_dict(saved["agent"])
     return agent, envs
 
 
@@ -1677,7 +1636,7 @@ class Run:
     def __init__(self, args: Args, stateful: dict[str, Any]):
         self.args, self.stateful, self.script = args, stateful, Path(__file__).stem
         self.batch_size = args.num_envs * args.num_steps
-        self.num_iterations = args.total_timesteps // self.batch_size
+        self.num_iterations = int(args.total_timesteps // self.batch_size)
         self.iteration = self.global_step = 0  # complete iterations, and their frames
         self.eval_history: list[tuple[int, float]] = []  # (frames, mean return of the meta-episode)
         self.meta_return = math.nan  # of the last iteration in which a meta-episode ended
@@ -1700,7 +1659,7 @@ class Run:
             start_tracking(args, self.folder)
         # Points after the checkpoint are written again, also those of an evaluation right after it.
         self.writer = SummaryWriter(str(self.folder), purge_step=self.global_step if args.resume else None)
-        self.log(self.scalars)  # those of the checkpoint's iteration
+        self.log(self.scalars)  # those of the checkpoint's iteration, which purge_step leaves out too
         if self.global_step == 0:
             rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
             self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
@@ -1719,8 +1678,6 @@ class Run:
             fail(f"cannot write to the folder {folder} ({error.strerror}): choose another --runs-dir, or try again.")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for left in folder.glob("*.new"):  # by a process that was killed as it wrote
-                left.unlink()
         except BlockingIOError:
             self.lock.close()
             fail(f"another process is training in {folder}: wait until it ends, or stop it.")
@@ -1773,8 +1730,6 @@ class Run:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in self.SAVED:
-            if type(state[name]) is not type(getattr(self, name)):
-                raise TypeError(name)
             setattr(self, name, state[name])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
@@ -1782,21 +1737,15 @@ class Run:
 
     def restore(self) -> None:
         """Puts every part back to the last checkpoint."""
-        path = self.folder / "checkpoint.pt"
-        saved, _ = load_saved(str(path))
-        try:
-            for name, part in {**self.stateful, "run": self}.items():
-                part.load_state_dict(saved[name])
-        except ChildProcessError:  # an environment worker's end
-            raise
-        except Exception as error:  # whatever a damaged file may raise
-            fail(f"{path} does not fit this script ({type(error).__name__}).")
+        saved, _ = load_saved(str(self.folder / "checkpoint.pt"))
+        for name, part in {**self.stateful, "run": self}.items():
+            part.load_state_dict(saved[name])
         if self.iteration >= self.num_iterations and (self.folder / "result.json").exists():
             fail(f"the run in {self.folder} is finished: give a larger --total-timesteps to continue it.")
 
     def write(self, name: str, data: dict[str, Any]) -> None:
         """A file of the run's folder, which takes the place of an earlier one only once it is whole and on the disk."""
-        beside = self.folder / f"{name}.{os.getpid()}.new"
+        beside = self.folder / f"{name}.new"
         try:
             self.writer.flush()  # what precedes a checkpoint is not logged again
             with open(beside, "wb") as file:

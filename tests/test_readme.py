@@ -545,8 +545,7 @@ def told(module, *flags):
         with pytest.raises(SystemExit) as stop:
             args = module.parse_args(list(flags))
             module.check_args(args)
-            with module.refusing_sizes():
-                module.Agent(module.make_envs(args, 2), args)
+            module.Agent(module.make_envs(args, 2), args)
     return " ".join(re.sub(r"[│\s]+", " ", out.getvalue() + err.getvalue()).split()), stop.value.code
 
 

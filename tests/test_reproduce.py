@@ -1082,19 +1082,6 @@ def test_a_repository_around_a_copy_is_not_named(tmp_path, monkeypatch):
     assert reproduce.describe_machine()["commit"] == ""
 
 
-@pytest.mark.parametrize("content", [b"", b'{"evaluation": {', b"[]", b"{}", b"\xff\xfe", b"null"])
-def test_a_damaged_result_counts_as_absent(content, tmp_path, capsys):
-    folder = tmp_path / "x__1"
-    folder.mkdir()
-    (folder / "result.json").write_bytes(content)
-    (tmp_path / "machine.json").write_bytes(content)
-    assert reproduce.find_result(tmp_path) is None and reproduce.find_result(tmp_path) is None
-    assert capsys.readouterr().err.count("result.json is damaged") == 1
-    assert (folder / "result.json.damaged").read_bytes() == content
-    reproduce.note_machine(tmp_path)
-    assert json.loads((tmp_path / "machine.json").read_text()) == reproduce.describe_machine()
-
-
 def test_no_locks_are_told_once(tmp_path, monkeypatch, capsys):
     """As NFS and Lustre without them do."""
 

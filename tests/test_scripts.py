@@ -372,8 +372,6 @@ BAD_INPUT = {
     "too many threads": (["--threads", "3000000000"], "at most 1024"),
     "beyond float32": (["--reward-clip", "1e39"], "--reward-clip is 1e+39"),
     "too large a number": (["--latent-dim", "99999999999999999999"], "at most 1e+12"),
-    "too large a network": (["--latent-dim", "999999999999"], "cannot be made"),
-    "too large a layer": (["--base-layers", "999999999999"], "cannot be made"),
     "no use of f": (["--init", "hfi", "--base-init", "orthogonal"], "--base-init changes nothing with --init hfi"),
     "one evaluation task": (["--eval-tasks", "1"], "--eval-tasks 1"),
     "one frame": (["--num-envs", "1", "--num-steps", "1", "--num-minibatches", "1"], "single frame"),
@@ -381,15 +379,12 @@ BAD_INPUT = {
     "zero-width layer": (["--base-layers", "32", "0"], "--base-layers is 0"),
     "no bias and nothing else": (["--no-hyper-bias"], "choose another --init"),
     "no bias without hypernetwork": (["--no-hyper-bias", "--arch", "film", "--init", "normc"], "--arch hyper"),
-    "no goals": (["--grid-size", "2", "--grid-goals", "far"], "a grid of size 2 has no goal cells"),
     "missing model": (["--evaluate", "missing.pt"], "cannot read missing.pt"),
     "folder as model": (["--evaluate", str(ROOT)], "cannot read"),
     "not a model": (["--evaluate", str(ROOT / "README.md")], "README.md is damaged, or not of this version"),
     "no run": (["--resume", str(ROOT)], "cannot read"),
     "too long a name of a model": (["--evaluate", "9" * 300], "9" * 300),
     "too long a name of a run": (["--exp-name", "9" * 300], "(File name too long)"),
-    "a name of other bytes": (["--runs-dir", "\udcff"], "--runs-dir is not UTF-8"),
-    "a name of a run of other bytes": (["--exp-name", "\udcff"], "--exp-name is not UTF-8"),
     "unwritable folder": (["--runs-dir", str(ROOT / "README.md")], "--runs-dir"),
 }
 
@@ -406,8 +401,6 @@ def test_bad_input_gets_one_sentence(script, capsys, flags, words):
         (["--no-decode-reward"], "--decode-reward"),
         (["--decoder-layers"], "--decoder-layers"),
         (["--embedding", "one-hot", "--env", "Walker"], "not for Walker"),
-        (["--vae-buffer", "1e12"], "Unable to allocate 2.56 PiB"),
-        (["--vae-buffer", "1e18"], "at most 1e+12"),
     ],
 )
 def test_bad_input_of_varibad_gets_one_sentence(capsys, flags, words):
@@ -438,7 +431,7 @@ def test_base_init_is_refused_only_where_it_changes_nothing(script, init, capsys
         script.check_args(several[1])
 
 
-@pytest.mark.parametrize("flags", [["--env", "Mars"], ["--init", "zeros"], ["--total-timesteps", "2.5"], ["--bogus"]])
+@pytest.mark.parametrize("flags", [["--env", "Mars"], ["--init", "zeros"], ["--num-envs", "2.5"], ["--bogus"]])
 def test_bad_flags_are_refused_without_traceback(flags):
     result = cli(rl2_hyper, *flags)
     assert result.returncode == 2
@@ -534,9 +527,6 @@ def test_env_without_a_name_is_refused(script):
 def test_flags_override_presets_and_frames_may_be_written_as_floats():
     args = varibad_hyper.parse_args(["--env=Walker", "--total-timesteps", "2e6", "--gamma", "0.5"])
     assert (args.total_timesteps, args.gamma, args.num_steps, args.latent_dim) == (2_000_000, 0.5, 200, 10)
-    assert isinstance(args.total_timesteps, int)
-    args = varibad_hyper.parse_args("--exp-name 1e3 --vae_buffer=1e3 --learning-rate 1e-3 --seed 1e1".split())
-    assert (args.exp_name, args.vae_buffer, args.learning_rate, args.seed) == ("1e3", 1000, 1e-3, 10)
 
 
 SHARED_PRESETS = {  # a row per value: Grid-World, Cheetah-Dir, Walker, Ant-Dir, Humanoid
@@ -758,16 +748,6 @@ def test_empty_paths_are_refused(script, tmp_path, monkeypatch, capsys):
     for flags in ["--resume", ""], ["--evaluate", ""]:
         refused(script, capsys, flags, "cannot read")
     assert not list(tmp_path.iterdir())
-
-
-@both_scripts
-@pytest.mark.parametrize("part", ["policy", "obs_norm"])
-def test_agent_that_is_not_finite_is_not_evaluated(script, saved_runs, tmp_path, capsys, part):
-    saved = torch.load(saved_runs[script] / "model.pt", weights_only=True)
-    next(tensor for name, tensor in saved["agent"].items() if name.startswith(part)).view(-1)[-1] = math.nan
-    torch.save(saved, tmp_path / "model.pt")
-    path = str(tmp_path / "model.pt")
-    refused(script, capsys, ["--evaluate", path], f"error: {path} holds values that are not finite.")
 
 
 @pytest.mark.slow

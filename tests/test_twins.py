@@ -40,7 +40,6 @@ EXCEPTIONS = {
     "Agent.forward",
     "Rollout.embeddings",  # stored there, and followed by the gradient here
     "check_args",  # these: see LINES
-    "refusing_sizes",
     "main",
 }
 
@@ -57,7 +56,6 @@ LINES = {
         r"vae_subsample|decode|one-hot|num_minibatches",
         r"'embedding_features', 'action_embedding'}$|base.layers|num_minibatches",
     ),
-    "refusing_sizes": ("buffer", "environments and networks"),
     "Agent.forward": (r"self\.vae is not None|latent_norm", r"self\.policy\(self\.obs_norm\(obs\), embedding\)$"),
 }
 
