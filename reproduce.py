@@ -874,7 +874,7 @@ def make_claims_table(cells: Cells) -> str:
 
 
 def make_rate_table(rows: Rows, tuning: Sequence[Run]) -> str:
-    """Markdown: the return by learning rate, mean (both seeds), the chosen rate's bold; "" of none."""
+    """Markdown: the return by learning rate, mean (both seeds), the chosen rate's bold, † at an end; "" of none."""
     returns, frames = returns_by_rate(rows, tuning), {run.cell: run.frames for run in tuning}
     chosen, rates = choose_rates(returns), sorted({rate for by_rate in returns.values() for rate in by_rate})
     lines = []
@@ -883,7 +883,8 @@ def make_rate_table(rows: Rows, tuning: Sequence[Run]) -> str:
         for rate in rates:
             values = by_rate.get(rate, [])
             text = f"{np.mean(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})" if values else "-"
-            line.append(f"**{text}**" if rate == chosen[cell] else text)
+            end = " †" if len(by_rate) > 1 and rate in (min(by_rate), max(by_rate)) else ""
+            line.append(f"**{text}**{end}" if rate == chosen[cell] else text)
         lines.append(line)
     return markdown(["environment", "method", "frames", *map(short, rates)], lines, left=2) if lines else ""
 
@@ -1123,17 +1124,6 @@ def make_readme(results_dir: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def print_choice(rows: Rows, tuning: Sequence[Run]) -> None:
-    """The learning rates, and which of them are the smallest or largest that was tried."""
-    print(make_rate_table(rows, tuning))
-    returns = returns_by_rate(rows, tuning)
-    for cell, rate in choose_rates(returns).items():
-        end = {min(returns[cell]): "smallest", max(returns[cell]): "largest"}.get(rate)
-        if end and len(returns[cell]) > 1:
-            name = f"{' '.join(filter(None, cell))} learns best at the {end} rate, {short(rate)}"
-            print(f"note: {name}: the best may lie outside of --learning-rates.")
-
-
 def main(args: Args) -> None:
     """Does what the command line says; exit status 1 if a run failed."""
     results_dir = Path(args.results_dir)
@@ -1156,7 +1146,8 @@ def main(args: Args) -> None:
         if tuning:
             failed = sweep(tuning, executor, args, signals)
             rows = read_rows(Path(args.results_dir), without=failed)
-            print_choice(rows, tuning)
+            print(make_rate_table(rows, tuning))
+            print("†: the smallest or the largest rate is the best; a better one may lie beyond it")
             rates = choose_rates(returns_by_rate(rows, tuning))
             unknown = list(dict.fromkeys(run.cell for run in runs if run.cell not in rates))
             runs = [run for run in runs if run.cell in rates]

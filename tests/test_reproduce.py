@@ -641,18 +641,15 @@ def test_choice_by_hand():
     assert reproduce.returns_by_rate(rows, runs) == {}
 
 
-def test_the_best_rate_at_an_edge_is_told(capsys):
-    def told(best, rates):
+def test_the_best_rate_at_an_edge_is_marked():
+    def best_cells(best, rates):
         runs = [Run("Walker", "bias", seed, 30, learning_rate=rate) for seed in (11, 12) for rate in rates]
         rows = {run: fake_row(run, float(run.learning_rate == best)) for run in runs}
-        reproduce.print_choice(rows, runs)
-        return capsys.readouterr().out
+        return re.findall(r"\| (\*\*.*?) (?=\|)", reproduce.make_rate_table(rows, runs))
 
     rates = (3e-4, 7e-4, 2e-3)
-    assert "**1.00 (1.00, 1.00)**" in told(7e-4, rates) and "note" not in told(7e-4, rates)
-    assert "note: Walker bias learns best at the smallest rate, 3e-4: the best may lie outside" in told(3e-4, rates)
-    assert "learns best at the largest rate, 2e-3: the best may lie outside" in told(2e-3, rates)
-    assert "note" not in told(7e-4, (7e-4,))
+    assert best_cells(7e-4, rates) == best_cells(7e-4, (7e-4,)) == ["**1.00 (1.00, 1.00)**"]
+    assert best_cells(3e-4, rates) == best_cells(2e-3, rates) == ["**1.00 (1.00, 1.00)** †"]
 
 
 def test_the_last_tenth_is_reported():
@@ -719,7 +716,7 @@ def test_learning_rates_are_chosen_then_used(tuned, capsys):
     starts = started()
     assert sorted(starts[:12]) == sorted(TRIED) and sorted(starts[12:]) == sorted(CHOSEN)
     out = capsys.readouterr().out
-    assert "note: Grid-World bias learns best at the smallest rate, 3e-4" in out
+    assert "** † | " in out and "a better one may lie beyond it" in out
     assert "note: Grid-World standard" not in out
     rows = reproduce.read_rows(Path(args.results_dir))
     assert len(rows) == 16 and {run.learning_rate for run in rows} == {3e-4, 7e-4, 2e-3}
@@ -1377,7 +1374,7 @@ def test_readme_of_no_rows_then_of_some(tmp_path, monkeypatch, capsys):
     assert "| 1, 2, 3 | 3.20, 4.20, 5.20 | 0.0 |" in blocks["seeds"] and blocks["table2"] == ""
     assert "| Table 1 | Grid-World | Standard | Bias-HyperInit | -11.20 ± " in blocks["comparisons"]
     assert "| Grid-World | Bias-HyperInit | Standard | 11.20 ± " in blocks["claims"]
-    rates = "| Grid-World | Bias-HyperInit | 10 | 13.57 (13.07, 14.07) | **13.70 (13.20, 14.20)** |"
+    rates = "| Grid-World | Bias-HyperInit | 10 | 13.57 (13.07, 14.07) | **13.70 (13.20, 14.20)** † |"
     assert rates in blocks["learning rates"]
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("before\n<!-- ") and readme.endswith("-->\nafter\n") and blocks["table1"] in readme
