@@ -221,17 +221,17 @@ class Policy(nn.Module):
         x = self.embedding_features(embedding)  # [B, K]
         features = self.obs_features(obs)  # [B, state_features]
         if self.arch == "standard":
-            features, task = torch.cat([features, x], dim=-1), ()  # the layers take no second argument
+            features, context = torch.cat([features, x], dim=-1), ()  # nn.Linear takes no second argument
         else:
             for layer in self.hyper_hidden:
                 x = F.relu(layer(x))
-            task = (F.pad(x, (0, 1), value=self.hyper_bias),)  # (x, 1) [B, K+1]: the 1 meets the heads' biases, if any
+            context = (F.pad(x, (0, 1), value=self.hyper_bias),)  # (x, 1) [B, K+1]: the 1 meets the heads' biases
         actor = critic = features
         for layer in self.actor[:-1]:
-            actor = torch.tanh(layer(actor, *task))
+            actor = torch.tanh(layer(actor, *context))
         for layer in self.critic[:-1]:
-            critic = torch.tanh(layer(critic, *task))
-        return self.actor[-1](actor, *task), self.critic[-1](critic, *task)[:, 0]
+            critic = torch.tanh(layer(critic, *context))
+        return self.actor[-1](actor, *context), self.critic[-1](critic, *context)[:, 0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -720,7 +720,8 @@ class MetaEpisodes:
             self.finished.append(MetaEpisode(i, self.returns[i].copy(), successes, self.lengths[i].copy()))
             self.returns[i] = self.successes[i] = self.lengths[i] = 0
 
-        # A reset returns the observations of all environments, also of those that it leaves alone.
+        # Where an episode ended the next begins, on the same task or on a new one. Each reset returns the observations
+        # of all environments, also of those that it leaves alone, so those of the last one are complete.
         next_obs, new_task = self.add_flag(obs, episode_done), task_done & (not self.tasks_stay)
         if (same_task := episode_done & ~new_task).any():
             obs, _ = self.envs.reset(options={"reset_mask": same_task, "tasks": self.envs.tasks})
@@ -1241,8 +1242,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Args:
         default = load_saved(path, mmap=True)[1]
     else:
         default = make_args(early.env if early.env in PRESETS else "Grid-World")
+    # --help shows a group per nested dataclass: nest the arguments by group, parse, flatten again.
     groups = [group(**{f.name: getattr(default, f.name) for f in fields(group)}) for group in Args.__bases__[::-1]]
-    # tyro shows a group per nested dataclass: nest, parse, flatten again.
     by_group = make_dataclass("Args", [(type(group).__name__.removesuffix("Args"), type(group)) for group in groups])
     options = {"description": __doc__.partition("\n")[0], "config": (tyro.conf.OmitArgPrefixes,)}
     parsed = tyro.cli(by_group, default=by_group(*groups), args=argv, **options)
@@ -1390,7 +1391,7 @@ class Run:
             except BaseException:
                 self.lock.close()  # so that a notebook may try again
                 raise
-        self.first_iteration, self.started = self.iteration, time.monotonic() - self.seconds
+        self.started = time.monotonic() - self.seconds
         if args.track:
             start_tracking(args, self.folder)
         # Points after the checkpoint are written again, also those of an evaluation right after it.
@@ -1399,6 +1400,8 @@ class Run:
         if self.global_step == 0:
             rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
             self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
+        if args.checkpoint_interval:
+            self.save_checkpoint()  # from here on the run can be resumed, with these arguments
 
     def open_folder(self) -> Path:
         """Makes the folder, or takes that of --resume, and locks it until this process ends."""
@@ -1521,8 +1524,6 @@ class Run:
 
     def evaluate_if_due(self, agent: Agent, envs: MetaEpisodes) -> None:
         """Evaluates the agent and logs that, if it is due: every --eval-interval iterations, and at the end."""
-        if self.iteration == self.first_iteration and self.args.checkpoint_interval:
-            self.save_checkpoint()  # from here on the run can be resumed, with these arguments
         interval, last = self.args.eval_interval, self.iteration == self.num_iterations
         if not (last or (interval and self.iteration % interval == 0)):
             return
