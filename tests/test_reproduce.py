@@ -1191,6 +1191,7 @@ def test_a_terminal_without_plus_minus(tmp_path):
         result = {"evaluation": {"meta_episodic_return": mean}, "eval_history": [[1, mean["mean"]]], "frames": 4e6}
         result |= {"parameters": {"total": 2, "base_network": 1}, "SPS": 3200, "versions": {}, "args": {}}
         (tmp_path / run.name / "x__1" / "result.json").write_text(json.dumps(result | {"wall_time": 3}))
+        reproduce.note_machine(tmp_path / run.name)
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code, tmp_path], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "1.5 ? 0.5" in done.stdout, done.stderr
