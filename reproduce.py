@@ -539,6 +539,11 @@ def run_of(row: dict[str, str]) -> Run:
     return Run(row["env"], row["method"], *counts, row["size"] or None, rate and float(rate))
 
 
+def trained_by(command: str) -> str:
+    """The command without the interval of the evaluations, which do not touch the training."""
+    return re.sub(r" --eval-interval \d+", "", command)
+
+
 def read_rows(results_dir: Path, without: Iterable[Run] = ()) -> Rows:
     """The last row of every run in results_dir/*.csv, `without` some.
 
@@ -557,7 +562,7 @@ def read_rows(results_dir: Path, without: Iterable[Run] = ()) -> Rows:
             except (ValueError, KeyError, TypeError, csv.Error):
                 note(f"line {number} of {path} is damaged and is skipped.")
                 continue
-            if row and shlex.join(run.command) == row["command"] and run not in without:
+            if row and trained_by(row["command"]) == trained_by(shlex.join(run.command)) and run not in without:
                 rows[run] = row
     return rows
 
@@ -1077,7 +1082,7 @@ def make_seeds_table(rows: Rows, runs: Sequence[Run]) -> str:
     lines = []
     for first in dict.fromkeys(replace(run, seed=0) for run in runs):
         of_group = rows_of(rows, [run for run in runs if replace(run, seed=0) == first])
-        command = shlex.join(first.command).replace(f" --seed 0 --total-timesteps {first.frames}", "")
+        command = re.sub(r" --seed \d+ --total-timesteps \d+", "", of_group[0]["command"])
         returns = ", ".join(f"{float(row['return']):.2f}" for row in of_group)
         hours = sum(float(row["wall_time"]) for row in of_group) / 3600
         seeds, commits = (", ".join(dict.fromkeys(row[name] for row in of_group)) for name in ("seed", "commit"))

@@ -1257,6 +1257,16 @@ def test_rows_after_a_full_disk(left, tmp_path):
     assert all(row in rows for row in read.values())
 
 
+def test_rows_of_other_commands_are_not_read(tmp_path):
+    """How often a run was evaluated does not matter."""
+    command = shlex.join(Run("Walker", "bias", 1, 1_000_000).command)
+    interval = re.search(" --eval-interval [0-9]+", command)[0]
+    for seed, changed in enumerate(["", " --eval-interval 7", f"{interval} --gamma 0.9"], 1):
+        row = fake_row(Run("Walker", "bias", seed, 1_000_000), seed)
+        reproduce.append_row(row | {"command": row["command"].replace(interval, changed)}, tmp_path)
+    assert {run.seed for run in reproduce.read_rows(tmp_path)} == {1, 2}
+
+
 # --- What is kept
 
 
