@@ -1279,6 +1279,8 @@ def check_args(args: Args) -> None:
         fail("--base-layers needs at least one layer, for example --base-layers 32.")
     if args.track and find_spec("wandb") is None:
         fail("--track needs Weights & Biases: pip install -r requirements-optional.txt, or leave --track out.")
+    if args.grid_size < (3 if args.grid_goals == "far" else 2):
+        fail(f"--grid-size {args.grid_size} leaves no cell for a goal with --grid-goals {args.grid_goals}: raise it.")
     if args.eval_tasks < 2:
         fail("--eval-tasks 1 gives no standard error: it must be at least 2.")
     if batch_size < 2:
@@ -1640,7 +1642,7 @@ if __name__ == "__main__":
     except BrokenPipeError:  # the reader of the output has gone, as in `--help | head -1`
         drop_output()
         raise SystemExit(1) from None
-    except OSError as error:  # a full disk, a folder that went away, a worker that died
+    except (OSError, MemoryError) as error:  # a full disk, a folder that went away, a worker that died
         how = "once that is fixed, a run that has a checkpoint continues with --resume"
         print(f"\nerror: {error}: stopped; {how}.", file=sys.stderr)
         raise SystemExit(1) from None

@@ -379,6 +379,8 @@ BAD_INPUT = {
     "zero-width layer": (["--base-layers", "32", "0"], "--base-layers is 0"),
     "no bias and nothing else": (["--no-hyper-bias"], "choose another --init"),
     "no bias without hypernetwork": (["--no-hyper-bias", "--arch", "film", "--init", "normc"], "--arch hyper"),
+    "no goals": (["--grid-size", "1"], "--grid-size 1 leaves no cell"),
+    "no far goals": (["--grid-size", "2", "--grid-goals", "far"], "--grid-size 2 leaves no cell"),
     "missing model": (["--evaluate", "missing.pt"], "cannot read missing.pt"),
     "folder as model": (["--evaluate", str(ROOT)], "cannot read"),
     "not a model": (["--evaluate", str(ROOT / "README.md")], "README.md is damaged, or not of this version"),
