@@ -504,6 +504,7 @@ def make_row(run: Run, folder: Path) -> dict[str, str]:
     test = result.get("test_evaluation") or {}
     started = datetime.fromtimestamp(int(re.search(r"__(\d+)$", result["folder"])[1]), timezone.utc)
     own = {"runs_dir", "exp_name", "resume", "evaluate"}  # say where it lies, not what it is
+    interval = f"--eval-interval {result['args']['eval_interval']}"  # its own, whatever this version would choose
     values = {
         **{"env": run.env, "method": run.method, "size": run.size or "", "seed": run.seed, "frames": result["frames"]},
         "return": final_return(result["eval_history"]),
@@ -520,7 +521,7 @@ def make_row(run: Run, folder: Path) -> dict[str, str]:
         "started": started.isoformat(),
         **where,
         "versions": result["versions"],
-        "command": shlex.join(run.command),
+        "command": re.sub(r"--eval-interval \d+", interval, shlex.join(run.command)),
         "args": {name: value for name, value in result["args"].items() if name not in own},
     }
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
@@ -547,7 +548,8 @@ def trained_by(command: str) -> str:
 def read_rows(results_dir: Path, without: Iterable[Run] = ()) -> Rows:
     """The last row of every run in results_dir/*.csv, `without` some.
 
-    Skips what a full disk left of a row, and commands that are no longer a method's. Refuses other columns.
+    Skips what a full disk left of a row, and commands that are no longer a method's; how often a run was evaluated does
+    not matter. Refuses other columns.
     """
     csv.field_size_limit(10**8)
     rows: Rows = {}
@@ -1079,14 +1081,15 @@ def make_curve_table(rows: Rows, runs: Sequence[Run], env: str) -> str:
 
 def make_seeds_table(rows: Rows, runs: Sequence[Run]) -> str:
     """Markdown: what every run reached and how long it took; "" of none."""
-    lines = []
-    for first in dict.fromkeys(replace(run, seed=0) for run in runs):
-        of_group = rows_of(rows, [run for run in runs if replace(run, seed=0) == first])
-        command = re.sub(r" --seed \d+ --total-timesteps \d+", "", of_group[0]["command"])
+    lines, groups = [], {}
+    for run in [run for run in runs if run in rows]:
+        command = re.sub(r" --seed \d+ --total-timesteps \d+", "", rows[run]["command"])
+        groups.setdefault((command, run.frames), []).append(rows[run])
+    for (command, frames), of_group in groups.items():
         returns = ", ".join(f"{float(row['return']):.2f}" for row in of_group)
         hours = sum(float(row["wall_time"]) for row in of_group) / 3600
         seeds, commits = (", ".join(dict.fromkeys(row[name] for row in of_group)) for name in ("seed", "commit"))
-        lines.append([f"`python {command}`", f"{first.frames:,} frames", seeds, returns, f"{hours:.1f}", commits])
+        lines.append([f"`python {command}`", f"{frames:,} frames", seeds, returns, f"{hours:.1f}", commits])
     return markdown(["command", "budget", "seeds", "return, by seed", "hours", "commit"], lines) if lines else ""
 
 

@@ -292,6 +292,25 @@ def test_verdicts_quote_the_tables():
     assert len(returns) > 10 and set(returns) <= set(re.findall(r"(-?[\d.]+) ±", table))
 
 
+def test_borderline_p_with_the_same_evaluations():
+    """Weight-HyperInit's on Cheetah-Dir, with those evaluations alone that all of its runs have."""
+    kept = reproduce.read_rows(ROOT / "results")
+    runs = reproduce.kept_runs(kept, "table1")
+    shared = set.intersection(*(set(dict(json.loads(kept[run]["curve"]))) for run in runs if run.env == "Cheetah-Dir"))
+
+    def corrected(rows):
+        (c,) = [c for c in reproduce.table_cells(rows, runs, "table1")[1] if c.method == "weight"]
+        assert c.group[0] == "Cheetah-Dir"  # on Grid-World it is the best
+        return f"{c.corrected:.3f}"
+
+    same = {}
+    for run in runs:
+        curve = [point for point in json.loads(kept[run]["curve"]) if run.env != "Cheetah-Dir" or point[0] in shared]
+        same[run] = kept[run] | {"return": reproduce.final_return(curve)}
+    page = " ".join(section(DOCS["results"], "How the runs were made").split())
+    assert f"on Cheetah-Dir is {corrected(same)} instead of {corrected(kept)}" in page
+
+
 def tuning_rows():
     """The rows of Grid-World that chose the learning rates, by method."""
     kept = reproduce.read_rows(ROOT / "results")

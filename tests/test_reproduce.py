@@ -676,7 +676,7 @@ value = {"A 3e-4": 3, "A 7e-4": 5, "A 2e-3": 4, "B 3e-4": 2, "B 7e-4": 1, "B 2e-
 value = value if seed in ("11", "12") else -value  # what is reported would choose otherwise
 curve = [[0, 99.0], [frames // 2, float(value)], [frames, float(value)]]
 result = {"evaluation": {"meta_episodic_return": {"mean": float(value), "stderr": 0.5}}, "eval_history": curve}
-result |= {"parameters": {"total": 2, "base_network": 1}, "SPS": 1, "versions": {}, "args": {}}
+result |= {"parameters": {"total": 2, "base_network": 1}, "SPS": 1, "versions": {}, "args": {"eval_interval": 1}}
 result |= {"frames": frames, "wall_time": 3}
 (folder / "result.json").write_text(json.dumps(result))
 """
@@ -956,7 +956,7 @@ folder.mkdir()
 time.sleep(3)
 mean = {"mean": 1.0, "stderr": 0.5}
 result = {"evaluation": {"meta_episodic_return": mean}, "eval_history": [[9600, 1.0]], "frames": 9600, "wall_time": 3}
-result |= {"parameters": {"total": 2, "base_network": 1}, "SPS": 3200, "versions": {}, "args": {}}
+result |= {"parameters": {"total": 2, "base_network": 1}, "SPS": 3200, "versions": {}, "args": {"eval_interval": 1}}
 (folder / "result.json").write_text(json.dumps(result))
 """
 
@@ -1189,7 +1189,12 @@ def test_a_terminal_without_plus_minus(tmp_path):
         (tmp_path / run.name / "x__1").mkdir(parents=True)
         mean = {"mean": float(row["return"]), "stderr": 0.5}
         result = {"evaluation": {"meta_episodic_return": mean}, "eval_history": [[1, mean["mean"]]], "frames": 4e6}
-        result |= {"parameters": {"total": 2, "base_network": 1}, "SPS": 3200, "versions": {}, "args": {}}
+        result |= {
+            "parameters": {"total": 2, "base_network": 1},
+            "SPS": 3200,
+            "versions": {},
+            "args": {"eval_interval": 1},
+        }
         (tmp_path / run.name / "x__1" / "result.json").write_text(json.dumps(result | {"wall_time": 3}))
         reproduce.note_machine(tmp_path / run.name)
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
@@ -1265,6 +1270,21 @@ def test_rows_of_other_commands_are_not_read(tmp_path):
         row = fake_row(Run("Walker", "bias", seed, 1_000_000), seed)
         reproduce.append_row(row | {"command": row["command"].replace(interval, changed)}, tmp_path)
     assert {run.seed for run in reproduce.read_rows(tmp_path)} == {1, 2}
+
+
+def test_a_row_has_the_interval_of_its_own_run(tmp_path):
+    """Also where this version would choose another; the table of commands has both."""
+    run, other = (Run("Grid-World", "bias", seed, 1_000_000) for seed in (1, 2))
+    folder = tmp_path / "x__1"
+    folder.mkdir()
+    result = {"evaluation": {"meta_episodic_return": {"mean": 1.0, "stderr": 0.5}}, "eval_history": [[9, 1.0]]}
+    result |= {"parameters": {"total": 2, "base_network": 1}, "SPS": 1, "versions": {}, "args": {"eval_interval": 7}}
+    (folder / "result.json").write_text(json.dumps(result | {"frames": 9, "wall_time": 3}))
+    reproduce.note_machine(tmp_path)
+    row = reproduce.make_row(run, tmp_path)
+    assert "--eval-interval 7" in row["command"] != shlex.join(run.command)
+    table = reproduce.make_seeds_table({run: row, other: fake_row(other, 2)}, [run, other])
+    assert re.findall(r"interval (\d+)` \| 1,000,000 frames \| (\d)", table) == [("7", "1"), ("20", "2")]
 
 
 # --- What is kept
