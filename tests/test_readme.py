@@ -18,6 +18,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -358,6 +359,46 @@ def test_first_updates_are_those_of_the_runs():
     rows = [dict(row, learning_rate=json.loads(row["args"])["learning_rate"]) for of in tuning.values() for row in of]
     told = {(r["method"], r["seed"], float(r["learning_rate"]), float(r["return"])) for r in kept}
     assert told == {(*(row[name] for name in names[:3]), round(float(row["return"]), 2)) for row in rows}
+
+
+def test_speed_and_cost_are_those_of_the_runs():
+    """The page has the table that the example makes of the kept numbers: the last returns of the rows, in two parts."""
+    example = runpy.run_path(str(ROOT / "examples" / "speed_and_cost.py"))
+    with open(example["CSV"], newline="") as file:
+        kept = list(csv.DictReader(file))
+    assert example["make_table"](kept) in DOCS["results"]
+    rows = reproduce.read_rows(ROOT / "results")
+    runs = [run for run in reproduce.kept_runs(rows, "table1") if run.env == "Cheetah-Dir"]
+    told = {(row["method"], int(row["seed"])): float(row["return"]) for row in kept}
+    assert told == {(run.method, run.seed): round(float(rows[run]["last_return"]), 2) for run in runs}
+    assert all(abs(float(row["running"]) + float(row["actions"]) - float(row["return"])) < 0.016 for row in kept)
+
+
+def test_running_is_paid_by_the_distance():
+    """d (x_end - x_start) / dt, as the robot's position says."""
+    args = varibad_hyper.make_args("Cheetah-Dir", init="kaiming", eval_tasks=4)
+    torch.manual_seed(1)
+    envs = varibad_hyper.make_eval_envs(args)
+    agent = varibad_hyper.Agent(envs, args)
+    script = SimpleNamespace(evaluate=varibad_hyper.evaluate, seeds_of=varibad_hyper.seeds_of)
+    script.load_saved, script.load_agent = lambda folder: ({}, args), lambda folder: (agent, envs)
+    robots, step = envs.envs, envs.envs.step
+    places, large = [], []
+
+    def watched(actions):
+        places.append(robots.location())
+        result = step(actions)
+        places.append(robots.location())
+        large.append(np.abs(actions) > 1)
+        return result
+
+    robots.step = watched
+    earned = runpy.run_path(str(ROOT / "examples" / "speed_and_cost.py"))["play"](script, Path())
+    assert len(large) == 200
+    distance = robots.tasks[:, 0] * (places[-1] - places[0])[:, 0]
+    assert earned["running"] == pytest.approx(np.mean(distance) / robots.dt, abs=1e-3)
+    assert earned["running"] + earned["actions"] == pytest.approx(earned["return"], abs=1e-9)
+    assert earned["beyond"] == pytest.approx(np.mean(large)) and 0 < earned["beyond"] < 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

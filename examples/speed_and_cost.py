@@ -1,0 +1,70 @@
+"""What agents on Cheetah-Dir earn by running and pay for their actions: python examples/speed_and_cost.py
+
+Prints the table of docs/results.md from results/speed-and-cost/Cheetah-Dir.csv. With --read it first makes that file
+from the reported runs in runs/reproduce, each of which plays its last evaluation again.
+"""
+
+import csv
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import reproduce
+
+CSV = ROOT / "results" / "speed-and-cost" / "Cheetah-Dir.csv"
+NAMES = ["method", "seed", "return", "running", "actions", "beyond"]
+
+
+def play(script: ModuleType, folder: Path) -> dict[str, float]:
+    """The mean return of a run's last evaluation, and what it consists of: pay for running, less the actions' cost.
+
+    beyond: the share of the action components that exceed the motors' range, +-1.
+    """
+    args = script.load_saved(str(folder))[1]
+    agent, envs = script.load_agent(str(folder))
+    taken, step = [], envs.envs.step
+    envs.envs.step = lambda actions: taken.append(actions) or step(actions)
+    played = script.evaluate(agent, envs, script.seeds_of(args)["eval_envs"])
+    actions = np.stack(taken)  # [200, tasks, 6]
+    total = float(np.mean([meta_episode.returns.sum() for meta_episode in played]))
+    cost = float(0.05 * np.square(actions).sum(axis=(0, 2)).mean())
+    return {"return": total, "running": total + cost, "actions": -cost, "beyond": float((np.abs(actions) > 1).mean())}
+
+
+def make_table(rows: list[dict[str, str]]) -> str:
+    """Markdown: means over seeds, with the standard error, and the share of large actions."""
+    lines = []
+    for method in [name for name in reproduce.METHODS if any(row["method"] == name for row in rows)]:
+        of_method = [row for row in rows if row["method"] == method]
+        values = {name: [float(row[name]) for row in of_method] for name in NAMES[2:]}
+        texts = [reproduce.mean_text(values[name], 0) for name in ("return", "running", "actions")]
+        lines.append([reproduce.METHODS[method][0], *texts, f"{np.mean(values['beyond']):.0%}"])
+    return reproduce.markdown(["method", "return", "for running", "for actions", "actions beyond the range"], lines)
+
+
+if __name__ == "__main__":
+    if "--read" in sys.argv[1:]:
+        rows = []
+        for run in reproduce.kept_runs(reproduce.read_rows(ROOT / "results"), "table1"):
+            if run.env == "Cheetah-Dir":
+                folders = [path.parent for path in (ROOT / "runs" / "reproduce" / run.name).glob("*/result.json")]
+                if not folders:
+                    sys.exit(f"runs/reproduce has no finished run {run.name}: do it by the command in docs/results.md.")
+                script = importlib.import_module(reproduce.METHODS[run.method][1].removesuffix(".py"))
+                earned = {name: f"{value:.2f}" for name, value in play(script, folders[-1]).items()}
+                rows.append({"method": run.method, "seed": run.seed, **earned})
+                print(json.dumps(rows[-1]))
+        CSV.parent.mkdir(exist_ok=True)
+        with open(CSV, "w", newline="") as file:
+            writer = csv.DictWriter(file, NAMES, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    with open(CSV, newline="") as file:
+        print(make_table(list(csv.DictReader(file))))
