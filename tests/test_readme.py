@@ -25,6 +25,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import tyro
+from scipy.stats import ttest_ind
 from torch.testing import assert_close
 
 import reproduce
@@ -346,6 +347,28 @@ def test_ranges_of_rates_are_those_of_the_rows():
     for method, name in (names | {"normc": "normc", "orthogonal": "orthogonal"}).items():
         assert f"{means[method][0]} for {name}" in page
     assert f"{means['standard'][0]} for the standard architecture" in page
+
+
+def test_larger_rate_on_cheetah_dir_is_told_as_it_was():
+    """Every number of that paragraph: the tuning runs at 4e-3, and the standard architecture's full runs."""
+    late, kept = (reproduce.read_rows(ROOT / "results" / folder) for folder in ("rate-4e-3", ""))
+    page = " ".join(section(DOCS["results"], "Learning rates").split())
+    cells = reproduce.returns_by_rate(late, [run for run in late if run.seed in reproduce.TUNING_SEEDS])
+    for (env, method, _), by_rate in cells.items():
+        assert env == "Cheetah-Dir" and list(by_rate) == [4e-3]
+        values = by_rate[4e-3]
+        seeds = ", ".join(f"{value:.2f}" for value in values)
+        assert f"{reproduce.METHODS[method][0]} {np.mean(values):.2f} ({seeds})" in page
+    assert {method for _, method, _ in cells} == set(reproduce.PAPER["table1"])
+    full = [float(late[run]["return"]) for run in sorted(late, key=reproduce.by_table) if run.seed < 11]
+    shown = [run for run in reproduce.kept_runs(kept, "table1") if (run.env, run.method) == ("Cheetah-Dir", "standard")]
+    before = [float(kept[run]["return"]) for run in shown]
+    assert f"{', '.join(f'{value:.2f}' for value in full)}) reach {reproduce.mean_text(full)}" in page
+    p = ttest_ind(full, before, equal_var=False).pvalue
+    assert f"at 2e-3 {reproduce.mean_text(before)} (p = {p:.2f})" in page
+    every = reproduce.returns_by_rate(kept | late, [run for run in kept | late if run.seed in (11, 12)])
+    rates = reproduce.choose_rates({cell: of for cell, of in every.items() if cell[0] == "Cheetah-Dir"})
+    assert {method for (_, method, _), rate in rates.items() if rate == 4e-3} == {"standard", "kaiming", "normc"}
 
 
 def test_first_updates_are_those_of_the_runs():
