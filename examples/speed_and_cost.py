@@ -19,34 +19,35 @@ sys.path.insert(0, str(ROOT))
 import reproduce
 
 CSV = ROOT / "results" / "speed-and-cost" / "Cheetah-Dir.csv"
-NAMES = ["method", "seed", "return", "running", "actions", "beyond"]
+NAMES = ["method", "seed", "return", "forwards", "backwards", "actions"]
 
 
 def play(script: ModuleType, folder: Path) -> dict[str, float]:
-    """The mean return of a run's last evaluation, and what it consists of: pay for running, less the actions' cost.
+    """The mean return of a run's last evaluation, and what it consists of.
 
-    beyond: the share of the action components that exceed the motors' range, +-1.
+    forwards, backwards: the pay for running, mean over the tasks of that direction; actions: what the actions, which
+    are the policy's means, are charged. Sampled actions, in training, are charged more.
     """
     args = script.load_saved(str(folder))[1]
     agent, envs = script.load_agent(str(folder))
     taken, step = [], envs.envs.step
     envs.envs.step = lambda actions: taken.append(actions) or step(actions)
     played = script.evaluate(agent, envs, script.seeds_of(args)["eval_envs"])
-    actions = np.stack(taken)  # [200, tasks, 6]
-    total = float(np.mean([meta_episode.returns.sum() for meta_episode in played]))
-    cost = float(0.05 * np.square(actions).sum(axis=(0, 2)).mean())
-    return {"return": total, "running": total + cost, "actions": -cost, "beyond": float((np.abs(actions) > 1).mean())}
+    returns = np.array([meta_episode.returns.sum() for meta_episode in played])  # [tasks]
+    costs = 0.05 * np.square(taken).sum(axis=(0, 2))  # of [200, tasks, 6]
+    forwards = envs.envs.tasks[:, 0] > 0
+    paid = {"forwards": (returns + costs)[forwards].mean(), "backwards": (returns + costs)[~forwards].mean()}
+    return {"return": returns.mean(), **paid, "actions": -costs.mean()}
 
 
 def make_table(rows: list[dict[str, str]]) -> str:
-    """Markdown: means over seeds, with the standard error, and the share of large actions."""
+    """Markdown: means over seeds and their standard errors."""
     lines = []
     for method in [name for name in reproduce.METHODS if any(row["method"] == name for row in rows)]:
         of_method = [row for row in rows if row["method"] == method]
-        values = {name: [float(row[name]) for row in of_method] for name in NAMES[2:]}
-        texts = [reproduce.mean_text(values[name], 0) for name in ("return", "running", "actions")]
-        lines.append([reproduce.METHODS[method][0], *texts, f"{np.mean(values['beyond']):.0%}"])
-    return reproduce.markdown(["method", "return", "for running", "for actions", "actions beyond the range"], lines)
+        texts = [reproduce.mean_text([float(row[name]) for row in of_method], 0) for name in NAMES[2:]]
+        lines.append([reproduce.METHODS[method][0], *texts])
+    return reproduce.markdown(["method", "return", "running forwards", "running backwards", "actions"], lines)
 
 
 if __name__ == "__main__":
@@ -54,11 +55,11 @@ if __name__ == "__main__":
         rows = []
         for run in reproduce.kept_runs(reproduce.read_rows(ROOT / "results"), "table1"):
             if run.env == "Cheetah-Dir":
-                folders = [path.parent for path in (ROOT / "runs" / "reproduce" / run.name).glob("*/result.json")]
-                if not folders:
+                results = sorted((ROOT / "runs" / "reproduce" / run.name).glob("*/result.json"))
+                if not results:
                     sys.exit(f"runs/reproduce has no finished run {run.name}: do it by the command in docs/results.md.")
                 script = importlib.import_module(reproduce.METHODS[run.method][1].removesuffix(".py"))
-                earned = {name: f"{value:.2f}" for name, value in play(script, folders[-1]).items()}
+                earned = {name: f"{value:.2f}" for name, value in play(script, results[-1].parent).items()}
                 rows.append({"method": run.method, "seed": run.seed, **earned})
                 print(json.dumps(rows[-1]))
         CSV.parent.mkdir(exist_ok=True)
