@@ -280,7 +280,7 @@ def test_verdicts_quote_the_tables():
     tested += [[row[1], row[-1]] for row in rows(section(DOCS["results"], "Every comparison"))]
     texts = {"Grid-World": [row[1] for row in verdicts], "Cheetah-Dir": [row[2] for row in verdicts]}
     told = [(env, p) for env, of_env in texts.items() for p in re.findall(r"p = ([\d.]*\d)", " ".join(of_env))]
-    env, front = None, section(README, "Results").split("The paper's claims")[1]
+    env, front = None, section(README, "Results").split("The claims:")[1]
     for name, p in re.findall(rf"({'|'.join(texts)})|p = ([\d.]*\d)", front):
         env = name or env  # a p-value is of the environment that was named last
         told += [(env, p)] if p else []
