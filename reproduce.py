@@ -928,16 +928,16 @@ def draw_curves(axis: Any, rows: Rows, env: str) -> None:
     for method in [method for method in METHODS if rows_of(rows, rows, method=method)]:
         of_method = rows_of(rows, rows, method=method)
         frames, mean, stderr = mean_curve(of_method).T
-        end = mean_text([float(row["return"]) for row in of_method], 1 if env == "Grid-World" else 0)
-        label = f"{METHODS[method][0]}: {end} ({len(of_method)} seed{'s' if len(of_method) > 1 else ''})"
-        axis.plot(frames, mean, DASHES[method], marker="o" * (len(frames) < 9), color=COLORS[method], label=label)
+        look = {"color": COLORS[method], "marker": "o" * (len(frames) < 9), "label": METHODS[method][0]}
+        axis.plot(frames, mean, DASHES[method], **look)
         if len(of_method) > 1:
             axis.fill_between(frames, mean - stderr, mean + stderr, color=COLORS[method], alpha=0.2, lw=0)
     if env == "Grid-World":
         axis.axhline(BAYES_OPTIMAL, color="black", ls=":", lw=1)
         axis.text(0, BAYES_OPTIMAL, f" Bayes-optimal {BAYES_OPTIMAL:.2f}", va="bottom", fontsize=8)
-        axis.set_ylim(top=BAYES_OPTIMAL + 4)
-    axis.set(xlabel="frames", ylabel="return of a meta-episode", xlim=(0, None))
+    seeds = sorted(set(Counter(run.method for run in rows).values()))
+    axis.set_title(f"{env}, {' or '.join(map(str, seeds))} seed{'s' if seeds != [1] else ''}")
+    axis.set(xlabel="frames", xlim=(0, None))
     axis.xaxis.set_major_formatter(lambda frames, _: f"{frames / 1e6:g}M" if frames else "0")
 
 
@@ -953,7 +953,7 @@ def draw_sizes(axis: Any, rows: Rows, env: str, column: str) -> None:
             label = f"{size}{'' if len(values) > 1 else ' (1 seed)'}"
             axis.annotate(label, at, (4, 4), textcoords="offset points", fontsize=8)
     axis.margins(x=0.2)  # for the labels
-    axis.set(xscale="log", ylabel="return of a meta-episode")
+    axis.set_xscale("log")
     axis.set_xlabel(f"parameters of the {'base network' if column == 'base_parameters' else 'whole model'}")
 
 
@@ -964,7 +964,7 @@ def draw_rates(axis: Any, rows: Rows, env: str) -> None:
         axis.plot(list(by_rate), points.mean(1), DASHES[method], color=COLORS[method], label=METHODS[method][0])
         axis.plot(list(by_rate), points, "x" if DASHES[method] == "--" else "o", ms=4, color=COLORS[method])
     rates = sorted({run.learning_rate for run in rows})
-    axis.set(xscale="log", xlabel="learning rate", ylabel="return of a meta-episode")
+    axis.set(xscale="log", xlabel="learning rate")
     axis.set_xticks(rates, [short(rate) for rate in rates])
     axis.minorticks_off()
 
@@ -986,15 +986,22 @@ def draw_figure(target: str, rows: Rows, path: Path) -> None:
 
     draw_panel, more, legend = FIGURES[target]
     panels = [(env, of) for env in PRESETS if rows_of(rows, rows, env=env) for of in more]
-    size = (5.5 * len(panels), 4)
+    size = (max(5.5 * min(len(panels), 2), 3.7 * len(panels)), 4)
     figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    lines: dict[str, Any] = {}  # by method
     for axis, (env, of) in zip(axes[0], panels, strict=True):
         axis.set_title(env)
         draw_panel(axis, {run: row for run, row in rows.items() if run.env == env}, env, *of)
-        bottom, top = axis.get_ylim()
+        bottom, top = axis.dataLim.intervaly
         if top > 0:  # a method that collapses leaves the picture, so that the others can be told apart
-            axis.set_ylim(bottom=max(bottom, -top))
-        axis.legend(fontsize=8, title=legend, title_fontsize=8)
+            bottom = max(bottom, -top / 2)
+        margin = 0.05 * (top - bottom) or 1
+        axis.set_ylim(bottom - margin, top + margin)
+        lines |= {label: line for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    axes[0, 0].set_ylabel("return of a meta-episode")
+    columns = 3 if len(panels) == 1 else 6
+    text = {"title": legend, "title_fontsize": 8, "fontsize": 8}
+    figure.legend(lines.values(), lines, ncols=columns, loc="outside lower center", **text)
     save(figure, path)
 
 
@@ -1167,6 +1174,8 @@ def main(args: Args) -> None:
     rows = read_rows(Path(args.results_dir), without=failed)
     if finished := rows_of(rows, runs):
         files = draw(args.target, rows, runs, results_dir / f"{args.target}{'-quick' if args.quick else ''}")
+        if args.target == "figure1":
+            print(make_table(rows, runs, "table1"))
         print("drawn:", *files, f"({len(finished)} of {len(runs)} runs)")
     for run, why in failed.items():
         folder = Path(args.runs_dir) / run.name
