@@ -274,12 +274,11 @@ def test_commands_repeat_the_results():
 
 def test_verdicts_quote_the_tables():
     """Their p-values, and the README's, are corrected ones of the tests there, their returns means of Table 1."""
-    of_section = rows(section(DOCS["results"], "The paper's claims"))
-    verdicts = [row for row in of_section if len(row) == 3]
-    tested = [[row[0], row[-1]] for row in of_section if len(row) == 6]
+    page = section(DOCS["results"], "The paper's claims")
+    texts = dict(re.findall(r"^\*\*([\w-]+)\.\*\* (.*?)\n\n", page, re.M | re.S))
+    tested = [[row[0], row[-1]] for row in rows(page) if len(row) == 6]
     tested += [[row[1], row[-1]] for row in rows(section(DOCS["results"], "Every comparison"))]
-    texts = {"Grid-World": [row[1] for row in verdicts], "Cheetah-Dir": [row[2] for row in verdicts]}
-    told = [(env, p) for env, of_env in texts.items() for p in re.findall(r"p = ([\d.]*\d)", " ".join(of_env))]
+    told = [(env, p) for env, text in texts.items() for p in re.findall(r"p = ([\d.]*\d)", text)]
     env, front = None, section(README, "Results").split("The claims:")[1]
     for name, p in re.findall(rf"({'|'.join(texts)})|p = ([\d.]*\d)", front):
         env = name or env  # a p-value is of the environment that was named last
@@ -289,9 +288,11 @@ def test_verdicts_quote_the_tables():
         half = 0.501 * 10.0 ** -len(p.partition(".")[2])  # of its last digit
         assert any(abs(float(p) - float(other)) <= half for of, other in tested if of == env), (env, p)
     table = README.split("<!-- table1 -->")[1].split("<!-- end of table1 -->")[0]
-    without_p = re.sub(r"p = [\d.]*\d", "", " ".join(sum(texts.values(), [])))
-    returns = re.findall(r"(?<![\w.])-?\d+(?:\.\d)?\b", without_p)
-    assert len(returns) > 10 and set(returns) <= set(re.findall(r"(-?[\d.]+) ±", table))
+    assert list(texts) == re.findall(r"\| ([\w-]+), [\d,]+ frames", table)
+    for column, text in enumerate(texts.values()):
+        means = {re.match(r"\**(-?[\d.]*)", row[2 * column + 1])[1] for row in rows(table)}
+        returns = re.findall(r"(?<![\w.])-?\d+(?:\.\d)?\b", re.sub(r"p = [\d.]*\d", "", text))
+        assert len(returns) > 3 and set(returns) <= means
 
 
 def test_borderline_p_with_the_same_evaluations():
