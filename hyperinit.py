@@ -33,8 +33,8 @@ class HyperLinear(nn.Module):
         outputs = layer(inputs, F.pad(x, (0, 1), value=1.0))  # inputs [B, 64], x [B, 10], outputs [B, 6]
 
     y = (sum_k x_k phi^k + phi_shared) applied to the input. The sum is linear in phi, so all K + 1 base layers are
-    applied to the batch in one matrix product and their *results* are combined: the same arithmetic as generating the
-    weights, but the (B, out, in) weights are never written. A new layer acts like a new nn.Linear on every embedding.
+    applied to the batch in one matrix product and their *results* are combined: the same as generating the weights, but
+    the (B, out, in) weights are never written. A new layer acts like a new nn.Linear on every embedding.
     """
 
     def __init__(self, in_features: int, out_features: int, embedding_features: int):
@@ -50,7 +50,7 @@ class HyperLinear(nn.Module):
         init_hyper_linear_(self, "bias", f, f)
 
     def forward(self, inputs: Tensor, embedding: Tensor) -> Tensor:
-        """Inputs [B, in], embedding (x, 1) [B, K+1] (ValueError without the 1); returns [B, out]. Eq. (2) and (3)."""
+        """Inputs [B, in], embedding (x, 1) [B, K+1] (else ValueError); returns [B, out]. Eq. (2) and (3)."""
         check_shapes(inputs, embedding, self.embedding_features)
         per_slice = F.linear(inputs, self.weight.flatten(0, 1))  # [B, (K+1) * out]
         per_slice = per_slice.unflatten(1, self.weight.shape[:2])  # [B, K+1, out]
@@ -74,11 +74,11 @@ class FilmLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As HyperLinear's: nn.Linear's own weight, scale 1 and shift 0 for every embedding."""
+        """nn.Linear's own weight, scale 1 and, unlike nn.Linear's bias, shift 0 for every embedding."""
         init_film_linear_(self, "bias", partial(nn.init.kaiming_uniform_, a=5**0.5))  # U(-a, a), a = 1 / sqrt(in)
 
     def forward(self, inputs: Tensor, embedding: Tensor) -> Tensor:
-        """Inputs [B, in], embedding (x, 1) [B, K+1] (ValueError without the 1); returns [B, out]."""
+        """Inputs [B, in], embedding (x, 1) [B, K+1] (else ValueError); returns [B, out]."""
         check_shapes(inputs, embedding, self.embedding_features)
         scale, shift = embedding @ self.scale[:, :, 0], embedding @ self.shift[:, :, 0]  # [B, out] each
         return scale * F.linear(inputs, self.weight) + shift
@@ -110,13 +110,14 @@ def normc_(tensor: Tensor, gain: float = 1.0) -> Tensor:
 def default_hyper_(stack: Tensor, init: BaseInit) -> Tensor:
     """W ~ init as an ordinary matrix [P, K], b = 0; stack [K+1, out, in]. See section 3.3 of the paper.
 
-    This keeps the scale of the head's *output*, but that output is weights: whatever the fan-in of its layer, a
-    generated parameter has variance g^2 under Kaiming (He et al., 2015) and normc (Baselines), so that a base layer
-    multiplies the variance of its input by g^2 d_j and saturates; g^2 d_k / P under orthogonal (g^2 where P < d_k; Saxe
-    et al., 2014), which gives orthogonal embeddings orthogonal base networks, but small ones. The gain g is 5/3, as in
-    the authors' code, which passes the gain of the base network's tanh to the head.
+    This keeps the scale of the head's *output*, but that output is weights, whose scale should depend on their fan-in.
+    Kaiming (He et al., 2015), normc (Baselines): a generated parameter has variance g^2, so that a base layer
+    multiplies the variance of its input by g^2 d_j and saturates.
+    Orthogonal (Saxe et al., 2014): it has g^2 d_k / P (g^2 where P < d_k). Orthogonal embeddings get base networks that
+    are orthogonal to each other, but small.
+    The gain g is 5/3, as in the authors' code, which passes the gain of the base network's tanh to the head.
     """
-    init(stack.detach()[:-1].view(len(stack) - 1, -1).T)  # a view
+    init(stack.detach()[:-1].view(len(stack) - 1, -1).T)  # a view: init writes into the stack
     nn.init.zeros_(stack[-1])
     return stack
 
@@ -140,7 +141,7 @@ def hfi_(stack: Tensor, gain: float = 1.0) -> Tensor:
     gain^2 / (2 d_k), is this one at fan-in 1. Assumes |x|^2 = d_k: all layers share x, so with another length the scale
     drifts layer by layer.
     """
-    return _uniform_head_(stack, gain**2 / (2 * stack[-1].shape[1] * (stack.shape[0] - 1)))
+    return _uniform_head_(stack, gain**2 / (2 * stack.shape[2] * (stack.shape[0] - 1)))
 
 
 def hfo_(stack: Tensor, gain: float = 1.0) -> Tensor:

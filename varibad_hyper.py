@@ -1,24 +1,24 @@
-"""VariBAD with a hypernetwork policy, in one file (beside `hyperinit.py`, the layers, and `gridworld.py`).
+"""VariBAD with a hypernetwork policy, in one file (layers: `hyperinit.py`; Grid-World: `gridworld.py`).
 
 Meta-RL: train one agent over many tasks so that it adapts to a new one within an episode or two. VariBAD (Zintgraf et
-al., 2020) infers the task: a GRU reads (action, observation, reward) and gives a Gaussian posterior over a task
-embedding m, trained as a variational auto-encoder that must predict the whole meta-episode from m. "Hypernetworks in
-Meta-Reinforcement Learning" (Beck et al., CoRL 2022; "the paper") lets a hypernetwork turn that posterior into the
-weights of the policy, initialised by Bias-HyperInit (`hyperinit.py`).
+al., 2020) infers the task: a GRU reads (action, observation, reward) and gives a Gaussian posterior over a
+latent variable m, trained as a variational auto-encoder that must predict the whole meta-episode from m.
+"Hypernetworks in Meta-Reinforcement Learning" (Beck et al., CoRL 2022; "the paper") lets a hypernetwork turn that
+posterior into the weights of the policy, initialised by Bias-HyperInit (`hyperinit.py`).
 
     python varibad_hyper.py --init bias --env Walker
 
 Read it from the top: arguments, policy, VAE, agent, losses, then `main`, one loop of rollout, PPO on the stored
-embeddings, VAE update. That is the algorithm. Below `main` stands what serves it: evaluation, meta-episodes, replay
+embeddings, VAE update. That is the algorithm. Below `main` is what serves it: evaluation, meta-episodes, replay
 buffer, tasks, presets, and `Run`, which logs and saves.
 
 Tensors are time-major and their shapes are noted with these letters: T steps, N environments, B batch, D observation,
-A action, L task embedding m, H GRU state, K hypernetwork features, E steps t of a meta-episode whose posteriors are
-decoded, J transitions that each of them decodes (all, or a few by --vae-subsample). An agent's "belief" about its task
+A action, L latent variable m, H GRU state, K hypernetwork features, E posteriors of a meta-episode that are decoded, J
+transitions that each of them must predict (all, or --vae-subsample). An agent's "belief" about its task
 is the GRU state [N, H], carried from step to step; what the policy sees of it, the "embedding", is the posterior's mean
 and log-variance, 2L, never m itself.
-`# META-RL:` marks where PPO differs from single-task PPO, `# NOTE:` where this code differs from the paper or from its
-authors' code.
+`META-RL:` marks where PPO differs from single-task PPO, `NOTE:` where this code differs from the paper or from its
+authors' code (all such places: docs/deviations.md).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class RunArgs:
 @dataclass
 class TaskArgs:
     episodes_per_task: int = 4
-    """episodes per meta-episode; if more than one, the encoder is shown when an episode has ended, by a flag"""
+    """episodes per meta-episode; with more than one, a flag in the observation tells when an episode has ended"""
     grid_size: int = 5  # Grid-World: cells per side
     grid_horizon: int = 15  # Grid-World: steps per episode
     grid_goals: Literal["all", "far"] = "all"
@@ -139,7 +139,7 @@ class PolicyArgs:
 
 @dataclass
 class VAEArgs:
-    latent_dim: int = 5  # size of the task embedding m
+    latent_dim: int = 5  # size of the latent variable m that the task is inferred as
     gru_hidden: int = 64  # size of the encoder's GRU
     action_embedding: int = 0  # units of the encoder's ReLU layer for actions (0: it does not see them)
     state_embedding: int = 32  # units of the encoder's ReLU layer for observations
@@ -151,13 +151,13 @@ class VAEArgs:
     vae_buffer: int = 100_000  # meta-episodes kept for the VAE
     vae_batch: int = 50  # meta-episodes per VAE update
     vae_updates: int = 5  # VAE updates per iteration
-    vae_subsample: int = 0  # random steps whose ELBO is taken, and random transitions that each decodes (0: all)
+    vae_subsample: int = 0  # random posteriors to decode, and random transitions that each predicts (0: all)
     kl_weight: float = 0.25  # weight of the KL against the reconstruction
 
 
 @dataclass
 class Args(VAEArgs, PolicyArgs, PPOArgs, TaskArgs, RunArgs):
-    """All arguments, in one flat object, those of the last base first; `make_args(env, ...)` gives a preset."""
+    """All arguments, in one flat object (the last base's come first); `make_args(env, ...)` gives a preset."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,16 +166,17 @@ class Args(VAEArgs, PolicyArgs, PPOArgs, TaskArgs, RunArgs):
 BASE_INITS = {
     "normc": partial(normc_, gain=TANH_GAIN),
     "orthogonal": partial(nn.init.orthogonal_, gain=TANH_GAIN),
-    "kaiming": partial(nn.init.kaiming_normal_, nonlinearity="tanh"),  # NOTE: --init kaiming is uniform, as theirs
+    "kaiming": partial(nn.init.kaiming_normal_, nonlinearity="tanh"),  # NOTE: uniform in the authors' code
 }
 
 
 def init_base_network_(layers: nn.ModuleList, head: Literal["discrete", "continuous", "critic"], args: Args) -> None:
-    """Initialises a base network: its layers' own weights by f, or the heads that generate them by --init.
+    """Initialises a base network: plain layers by f, generated ones by --init.
 
     f (section 4.2) is --base-init for hidden layers, with bias 0. The output layer's f is orthogonal with gain 0.01 for
     discrete actions, normc with gain 1 for continuous ones, and PyTorch's default for the critic. Of --init, bias and
-    weight draw from f, hfi and hfo use the gain (tanh's 5/3, 1 for an output, 0.01 for logits), others neither.
+    weight draw from f; hfi and hfo use only the gain (tanh's 5/3, 1 for an output, 0.01 for logits); the defaults use
+    neither. FiLM's own weights are drawn from f.
     """
     for layer in layers:
         f_weight, f_bias, gain = BASE_INITS[args.base_init], nn.init.zeros_, TANH_GAIN
@@ -206,8 +207,8 @@ def feature_layer(size: int, units: int) -> tuple[nn.Module, int]:
 class Policy(nn.Module):
     """Actor and critic, two base networks, in one of three architectures (--arch).
 
-    hyper (section 4.1): the embedding's features x pass the hypernetwork's hidden layers, if any, and its heads, which
-    generate the weights of both base networks; the heads are kept inside the layers (`hyperinit.py`).
+    hyper (section 4.1): the embedding passes a feature layer and the hypernetwork's hidden layers, if any. From the
+    result x its heads generate the weights of both base networks; they are kept inside the layers (`hyperinit.py`).
     film (section 4.3): x scales and shifts the layers. standard (section 3.2): x is an input beside the observation's.
     NOTE: HFI and HFO assume |x|^2 = K; behind tanh x is smaller, and so are the weights that they generate.
     """
@@ -228,18 +229,18 @@ class Policy(nn.Module):
         self.critic = nn.ModuleList(map(make_layer, sizes, [*sizes[1:], 1]))
         init_base_network_(self.actor, "discrete" if discrete else "continuous", args)
         init_base_network_(self.critic, "critic", args)
-        self.log_std = None if discrete else nn.Parameter(torch.zeros(actor_dim))  # free, not generated
+        self.log_std = None if discrete else nn.Parameter(torch.zeros(actor_dim))  # one for all tasks, not generated
 
     def forward(self, obs: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Actor's outputs [B, A] and values [B] of normalised observations [B, D] and embeddings [B, embedding_dim]."""
-        x = self.embedding_features(embedding)  # [B, K]
+        x = self.embedding_features(embedding)  # [B, embedding_features]
         features = self.obs_features(obs)  # [B, state_features]
         if self.arch == "standard":
             features, context = torch.cat([features, x], dim=-1), ()  # nn.Linear takes no second argument
         else:
             for layer in self.hyper_hidden:
                 x = F.relu(layer(x))
-            context = (F.pad(x, (0, 1), value=self.hyper_bias),)  # (x, 1) [B, K+1]: the 1 meets the heads' biases
+            context = (F.pad(x, (0, 1), value=self.hyper_bias),)  # (x, 1) [B, K+1]: the 1 is for the heads' biases
         actor = critic = features
         for layer in self.actor[:-1]:
             actor = torch.tanh(layer(actor, *context))
@@ -274,7 +275,7 @@ class Encoder(nn.Module):
     """q(m | tau_:t): a GRU over (action, next observation, reward), then linear to mean and log-variance.
 
     Zintgraf et al., 2020; section 3.2 of the paper. Its inputs are raw.
-    The GRU starts from zeros; the posterior of that is learned too.
+    The GRU starts from zeros. The posterior of that state is learned too: it is not N(0, I).
     """
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args):
@@ -287,8 +288,8 @@ class Encoder(nn.Module):
     def hiddens(self, actions: Tensor, next_obs: Tensor, rewards: Tensor, hidden: Tensor) -> Tensor:
         """GRU states after every step, [T, B, H], of a sequence [T, B, .] that begins in the state hidden [B, H]."""
         inputs = zip(self.embeddings, (actions, next_obs, rewards), strict=True)
-        x = torch.cat([F.relu(layer(x)) for layer, x in inputs if layer is not None], dim=-1)
-        return self.gru(x, hidden[None])[0]
+        embedded = [F.relu(layer(x)) for layer, x in inputs if layer is not None]
+        return self.gru(torch.cat(embedded, dim=-1), hidden[None])[0]
 
     def encode(self, actions: Tensor, next_obs: Tensor, rewards: Tensor) -> Tensor:
         """GRU states before the first and after every step of meta-episodes [T, B, .]: [T+1, B, H]."""
@@ -481,7 +482,7 @@ class Rollout(NamedTuple):
     next_obs: Tensor  # what the action led to, [N, D]
     rewards: Tensor  # raw, [N]
     dones: Tensor  # 1 where the meta-episode ended, [N]
-    final_values: Tensor  # used where done: the last observation's value if time ran out, otherwise 0, [N]
+    final_values: Tensor  # used where done: 0, or if truncated the last observation's value, [N]
     discounted_returns: Tensor  # of the meta-episode so far, [N]
 
 
@@ -489,9 +490,10 @@ def compute_gae(rewards: Tensor, rollout: Rollout, next_value: Tensor, gamma: fl
     """Generalised advantage estimates (Schulman et al., 2016) from normalised rewards, [T, N].
 
     META-RL: `dones` is 1 where a *meta-episode* ended: the objective is the return of the whole meta-episode, Eq. (1),
-    so advantages flow across the episodes inside it. Where it is 1, `final_values` replaces the next step's value: that
-    of the last observation if time ran out, otherwise 0. next_value [N] follows the rollout's last step.
-    NOTE: as in VariBAD, running out of time is no end for the value function, which does not see the time.
+    so advantages flow across the episodes inside it. Where it is 1, `final_values` takes the place of the next step's
+    value: 0, or if the meta-episode was truncated (time ran out on MuJoCo or Meta-World; on Grid-World that is an end)
+    the value of its last observation. next_value [N] follows the rollout's last step.
+    NOTE: the authors' code cuts the trace, and zeroes the advantage, at the time limit of every episode.
     """
     values, dones = rollout.values, rollout.dones
     next_values = torch.cat([values[1:], next_value[None]])  # [T, N]
@@ -510,7 +512,10 @@ def policy_loss(logratio: Tensor, advantages: Tensor, clip_coef: float) -> Tenso
 
 
 def value_loss(newvalues: Tensor, values: Tensor, returns: Tensor, clip_coef: float) -> Tensor:
-    """Half the larger of two Huber losses: of the new value, and of it held within clip_coef of the old; a scalar."""
+    """Half the larger of two Huber losses: of the new value, and of it held within clip_coef of the old; a scalar.
+
+    Huber's loss instead of the square is VariBAD's choice.
+    """
     clipped = values + (newvalues - values).clamp(-clip_coef, clip_coef)
     losses = F.smooth_l1_loss(newvalues, returns, reduction="none")
     return 0.5 * torch.max(losses, F.smooth_l1_loss(clipped, returns, reduction="none")).mean()
@@ -553,7 +558,7 @@ def elbo_loss(vae: VAE, batch: Batch, subsample_limit: int, kl_weight: float) ->
     Terms are summed over t and over transitions (over the subsample if there is one, not rescaled).
     NOTE: the KL is averaged over the batch's meta-episodes like the rest; the authors' code sums it.
     """
-    latents = vae.encoder(batch.actions, batch.next_obs, batch.rewards)  # [T+1, B, 2L], the prior first
+    latents = vae.encoder(batch.actions, batch.next_obs, batch.rewards)  # [T+1, B, 2L], before and after every step
     mean, logvar = latents.chunk(2, dim=-1)
     m = mean + (0.5 * logvar).exp() * torch.randn_like(mean)  # m ~ q(m | tau_:t), [T+1, B, L]
     kl = consecutive_kl(mean, logvar)  # [T+1, B]
@@ -621,21 +626,23 @@ def main(args: Args) -> Path | None:
                     obs, embedding = policy_obs, agent.embedding(belief)  # [N, D], [N, 2L]
                     dist, value = agent(obs, embedding)
                     action = dist.sample()
+                    logprob = dist.log_prob(action)
                     # next_obs is what the action led to. policy_obs is the same, or the first one of the next episode.
                     step = envs.step(action.cpu().numpy())  # a Step of arrays [N, .]
-                    next_obs, reward, done, time_limit, policy_obs, discounted_return = to_tensors(step, device)
+                    next_obs, reward, done, time_limit, policy_obs, discounted = to_tensors(step, device)
                     belief = agent.update_belief(belief, action, next_obs, reward)
 
-                    # META-RL: `done` is the end of the meta-episode. If it ended by time, the value of the last
-                    # observation stands for what would have followed. Its flag "episode just ended" is cleared, since
-                    # the policy always sees 0 there: it acts on the next episode's first observation instead.
+                    # META-RL: `done` is the end of the meta-episode. If it was truncated, `compute_gae` needs the value
+                    # of its last observation, whose flag "episode just ended" is cleared: the policy always sees 0
+                    # there, since it acts on the next episode's first observation instead.
                     final_value = torch.zeros_like(value)
                     if time_limit.any():
                         final_value = time_limit * agent(envs.clear_flag(next_obs), agent.embedding(belief))[1]
                     if done.any():
                         belief = torch.where(done[:, None] > 0, agent.initial_belief(envs), belief)
-                    decision = obs, embedding, action, dist.log_prob(action), value
-                    steps.append(Rollout(*decision, next_obs, reward, done, final_value, discounted_return))
+                    steps.append(
+                        Rollout(obs, embedding, action, logprob, value, next_obs, reward, done, final_value, discounted)
+                    )
                 next_value = agent(policy_obs, agent.embedding(belief))[1]  # [N]
             # Stacked outside of inference mode, whose tensors autograd refuses
             rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .]
@@ -643,9 +650,8 @@ def main(args: Args) -> Path | None:
             learning = iteration * batch_size >= args.learning_starts
             torch.set_num_threads(args.threads)
 
-            # --- PPO on the stored embeddings: no gradient reaches the encoder. It skips rollouts before
-            # --learning-starts, which only feed the normalisers and the buffer, and always the first, whose inputs are
-            # not normalised yet.
+            # --- PPO on the stored embeddings: no gradient reaches the encoder. Rollouts before --learning-starts only
+            # feed the normalisers and the buffer. PPO also skips the first, made before the normalisers had any data.
             ppo_log: list[dict[str, Tensor]] = []  # of every minibatch
             if learning and iteration > 1:
                 reward_scale = (agent.reward_norm.var + 1e-8).sqrt()
@@ -673,7 +679,7 @@ def main(args: Args) -> Path | None:
 
             # --- VAE update, on whole meta-episodes
             vae_log: list[dict[str, Tensor]] = []  # of every update
-            if learning and agent.vae is not None and buffer.size:  # of finished meta-episodes
+            if learning and agent.vae is not None and buffer.size > 0:  # there are finished meta-episodes
                 for _ in range(args.vae_updates):
                     batch = buffer.sample(args.vae_batch)
                     vae_loss, parts = elbo_loss(agent.vae, batch, args.vae_subsample, args.kl_weight)
@@ -682,8 +688,8 @@ def main(args: Args) -> Path | None:
                     vae_optimizer.step()
                     vae_log.append(parts | {"elbo": -vae_loss})
 
-            # --- Normalisers. META-RL: between the update and the next rollout, never between a rollout and its update,
-            # so that the first ratio of every update is 1.
+            # --- Normalisers: between the update and the next rollout, never between a rollout and its update, so that
+            # the ratios of the first minibatch are 1.
             agent.obs_norm.update(rollout.obs.flatten(0, 1))
             agent.latent_norm.update(rollout.embeddings.flatten(0, 1))
             agent.reward_norm.update(rollout.discounted_returns.flatten()[:, None])
@@ -841,7 +847,7 @@ class Step(NamedTuple):
     next_obs: np.ndarray  # what the action led to, for the encoder; flag 1 where it ended an episode, [N, D]
     rewards: np.ndarray  # [N]
     dones: np.ndarray  # where the meta-episode ended, bool [N]
-    time_limit: np.ndarray  # where it ended only because time ran out, bool [N]
+    time_limit: np.ndarray  # where it was truncated: time ran out, and that is no end of the task, bool [N]
     policy_obs: np.ndarray  # what the policy acts on next, after a reset where an episode ended, [N, D]
     discounted_returns: np.ndarray  # of the meta-episode so far, [N]
 
@@ -1871,7 +1877,7 @@ class Run:
         self.bar.close()
         best, grid = "", (args.grid_size, args.grid_horizon, args.episodes_per_task)
         if args.env == "Grid-World" and grid == (5, 15, 4):
-            best = f", best possible {GRID_WORLD_BEST[args.grid_goals]:.2f}"
+            best = f", Bayes-optimal {GRID_WORLD_BEST[args.grid_goals]:.2f}"
         folder = shlex.quote(str(self.folder))
         print(f"finished: {format_evaluations(self.evaluations)}{best}\nlook: tensorboard --logdir {folder}")
         if args.save_model or args.checkpoint_interval:

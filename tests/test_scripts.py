@@ -768,7 +768,7 @@ def test_last_lines_of_a_run_can_be_copied(script, flags, tmp_path, capsys):
     *_, finished, tensorboard, show, evaluate = capsys.readouterr().out.splitlines()
     result = json.loads((folder / "result.json").read_text())
     expected = script.format_evaluations({"eval": result["evaluation"]})
-    best = f", best possible {script.GRID_WORLD_BEST['all']:.2f}" if result["env"] == "Grid-World" else ""
+    best = f", Bayes-optimal {script.GRID_WORLD_BEST['all']:.2f}" if result["env"] == "Grid-World" else ""
     assert finished == f"finished: {expected}{best}"
     assert tensorboard.startswith("look: ") and show.startswith("      ") and evaluate.startswith("      ")
     tensorboard, show, evaluate = (shlex.split(line.removeprefix("look:")) for line in (tensorboard, show, evaluate))
@@ -799,7 +799,7 @@ def test_best_possible_return_of_grid_world_is_named(goals, tmp_path, capsys):
     run(rl2_hyper, tmp_path, "--grid-goals", goals, "--total-timesteps", "148")
     (finished,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("finished: ")]
     best = rl2_hyper.GRID_WORLD_BEST[goals]
-    assert finished.endswith(f", best possible {best:.2f}")
+    assert finished.endswith(f", Bayes-optimal {best:.2f}")
     assert best == varibad_hyper.GRID_WORLD_BEST[goals] and (goals == "far" or best == reproduce.BAYES_OPTIMAL)
     cells = [(int(x), int(y)) for x, y in gridworld.goal_cells(5, goals)]
     # Steps on the goal, summed over the goals, of a meta-episode of 60 steps: 1 is earned on it, -0.1 elsewhere.
@@ -859,7 +859,7 @@ def test_most_steps_on_goal_by_hand():
 def test_best_possible_return_is_named_of_no_other_task(flags, tmp_path, capsys):
     run(rl2_hyper, tmp_path, *flags.split(), "--num-steps", "37", "--total-timesteps", "148")
     out = capsys.readouterr().out
-    assert "\nfinished: " in out and "best possible" not in out
+    assert "\nfinished: " in out and "Bayes-optimal" not in out
 
 
 @pytest.mark.slow

@@ -47,9 +47,9 @@ EXCEPTIONS = {
 LINES = {
     "main": (
         r"buffer|vae|latent_norm|agent\.policy|b_returns|b_advantages|mb_inds|\bb = |belief = agent\.initial_belief"
-        r"|obs, embedding = |agent\(obs, embedding\)$|decision = |else:$",
+        r"|obs, embedding = |agent\(obs, embedding\)$|Rollout\(obs|else:$",
         r"memory|belief|sequence|mb_|embeddings|\bmb\.|\breturns|agent\.parameters|action_vectors|obs = policy_obs$"
-        r"|agent\(obs, agent\.embedding\(belief\)\)$|decision = |else:$|advantages = \("
+        r"|agent\(obs, agent\.embedding\(belief\)\)$|Rollout\(obs|else:$|advantages = \("
         r"|mean_scalars\('losses', ppo_log\)$",
     ),
     "check_args": (
