@@ -1,4 +1,4 @@
-"""What agents on Cheetah-Dir earn by running and pay for their actions: python examples/speed_and_cost.py
+"""What the returns on Cheetah-Dir consist of, running and control cost: python examples/speed_and_cost.py
 
 Prints the table of docs/results.md from results/speed-and-cost/Cheetah-Dir.csv. With --read it first makes that file
 from the reported runs in runs/reproduce, each of which plays its last evaluation again.
@@ -25,8 +25,8 @@ NAMES = ["method", "seed", "return", "forwards", "backwards", "actions"]
 def play(script: ModuleType, folder: Path) -> dict[str, float]:
     """The mean return of a run's last evaluation, and what it consists of.
 
-    forwards, backwards: the pay for running, mean over the tasks of that direction; actions: what the actions, which
-    are the policy's means, are charged. Sampled actions, in training, are charged more.
+    forwards, backwards: the reward for running, mean over the tasks of that direction; actions: the control cost, of
+    the greedy policy's actions. Sampled actions, in training, cost more.
     """
     args = script.load_saved(str(folder))[1]
     agent, envs = script.load_agent(str(folder))
@@ -47,7 +47,7 @@ def make_table(rows: list[dict[str, str]]) -> str:
         of_method = [row for row in rows if row["method"] == method]
         texts = [reproduce.mean_text([float(row[name]) for row in of_method], 0) for name in NAMES[2:]]
         lines.append([reproduce.METHODS[method][0], *texts])
-    return reproduce.markdown(["method", "return", "running forwards", "running backwards", "actions"], lines)
+    return reproduce.markdown(["method", "return", "running forwards", "running backwards", "control cost"], lines)
 
 
 if __name__ == "__main__":

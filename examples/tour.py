@@ -19,7 +19,7 @@ import torch
 
 from varibad_hyper import Policy, load_agent, main, make_args, make_envs, to_tensor
 
-# %% Train: VariBAD with Bias-HyperInit, 200,000 frames, about a minute. The best possible return is 38.37.
+# %% Train: VariBAD with Bias-HyperInit, 200,000 frames, about a minute. The Bayes-optimal return is 38.37.
 folder = main(make_args("Grid-World", total_timesteps=200_000, exp_name="tour"))
 
 # %% Play one meta-episode, four episodes of 15 steps, with the goal in cell (2, 0); keep what the agent believed

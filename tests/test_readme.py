@@ -238,7 +238,7 @@ def test_first_run_prints_what_is_told():
     evaluation = kept["evaluation"]["meta_episodic_return"]
     assert f"| meta-episode return {evaluation['mean']:.2f} +- {evaluation['stderr']:.2f} (24 tasks) |" in README
     assert f"The return was {kept['eval_history'][0][1]:.2f} before training" in README
-    assert f"the best possible is {varibad_hyper.GRID_WORLD_BEST['all']:.2f}" in README
+    assert f"the Bayes-optimal one is {varibad_hyper.GRID_WORLD_BEST['all']:.2f}" in README
 
 
 def test_commands_that_train_are_understood():
@@ -401,8 +401,8 @@ def test_speed_and_cost_are_those_of_the_runs():
     ]
     (runs_back,) = [paid for paid in failing if max(paid) > 100]
     others = sum([paid for paid in failing if paid != runs_back], [])
-    page = " ".join(section(DOCS["results"], "What the agents earn").split())
-    assert f"between {np.floor(min(others)):.0f} and {max(others):.0f} for running" in page
+    page = " ".join(section(DOCS["results"], "What the returns consist of").split())
+    assert f"between {np.floor(min(others)):.0f} and {max(others):.0f} by running" in page
     assert f"({runs_back[1]:.0f} and {runs_back[0]:.0f})" in page
 
 
