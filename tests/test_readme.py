@@ -295,6 +295,19 @@ def test_verdicts_quote_the_tables():
         assert len(returns) > 3 and set(returns) <= means
 
 
+def test_shares_of_the_papers_returns():
+    """Of the methods of VariBAD that learn on Cheetah-Dir."""
+    kept = reproduce.read_rows(ROOT / "results")
+    cells, shares = reproduce.table_cells(kept, reproduce.kept_runs(kept, "table1"), "table1")[0], []
+    for method in reproduce.PAPER["table1"]:
+        paper = float(reproduce.paper_value("table1", "Cheetah-Dir", method).split()[0])
+        shares.append(float(np.mean(cells["Cheetah-Dir", method])) / paper)
+    learn = [100 * share for share in shares if share > 0]
+    assert len(learn) == 5
+    text = f"have reached {min(learn):.0f} to {max(learn):.0f}% of the paper's returns"
+    assert text in " ".join(section(DOCS["results"], "The paper's claims").split())
+
+
 def test_borderline_p_with_the_same_evaluations():
     """Weight-HyperInit's on Cheetah-Dir, with those evaluations alone that all of its runs have."""
     kept = reproduce.read_rows(ROOT / "results")
@@ -404,6 +417,11 @@ def test_speed_and_cost_are_those_of_the_runs():
     page = " ".join(section(DOCS["results"], "What the returns consist of").split())
     assert f"between {np.floor(min(others)):.0f} and {max(others):.0f} by running" in page
     assert f"({runs_back[1]:.0f} and {runs_back[0]:.0f})" in page
+    forwards = {name: [float(row["forwards"]) for row in kept if row["method"] == name] for name in reproduce.METHODS}
+    slow = {name: [value for value in of if value < 500] for name, of in forwards.items()}
+    assert not slow["standard"] and not slow["bias"]
+    slow = slow["orthogonal"] + slow["hfi"] + slow["weight"]
+    assert f"some seeds with {min(slow):.0f} to {max(slow):.0f} there" in page
 
 
 def test_running_is_paid_by_the_distance():
