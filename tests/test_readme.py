@@ -424,6 +424,21 @@ def test_speed_and_cost_are_those_of_the_runs():
     assert f"some seeds with {min(slow):.0f} to {max(slow):.0f} there" in page
 
 
+@pytest.mark.parametrize("name", ["first_update", "speed_and_cost"])
+def test_examples_say_which_runs_are_missing(name, tmp_path):
+    """And leave the kept numbers as they are."""
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    for folder in ("examples", "results"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    command = [sys.executable, f"examples/{name}.py", "--read"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.startswith("runs/reproduce has "), done.stderr
+    assert "by the command in docs/results.md" in done.stderr
+    for path in (ROOT / "results").rglob("*.csv"):
+        assert path.read_bytes() == (tmp_path / path.relative_to(ROOT)).read_bytes()
+
+
 def test_running_is_paid_by_the_distance():
     """d (x_end - x_start) / dt, as the robot's position says."""
     args = varibad_hyper.make_args("Cheetah-Dir", init="kaiming", eval_tasks=4)
