@@ -261,7 +261,7 @@ def test_commands_that_reproduce_are_understood():
 
 
 def test_commands_repeat_the_results():
-    """The README's last two are the runs of Table 1, at the rates that the kept tuning runs chose."""
+    """The README's last three are the runs of Table 1, at the rates that the kept tuning runs chose."""
     kept = reproduce.read_rows(ROOT / "results")
     shown, tuned, runs, tuning = reproduce.kept_runs(kept, "table1"), reproduce.kept_tuning(kept), [], []
     for args in [tyro.cli(reproduce.Args, args=flags) for _, flags in commands("reproduce.py")]:
@@ -292,7 +292,7 @@ def test_verdicts_quote_the_tables():
     for column, text in enumerate(texts.values()):
         means = {re.match(r"\**(-?[\d.]*)", row[2 * column + 1])[1] for row in rows(table)}
         returns = re.findall(r"(?<![\w.])-?\d+(?:\.\d)?\b", re.sub(r"p = [\d.]*\d", "", text))
-        assert len(returns) > 3 and set(returns) <= means
+        assert len(returns) >= 3 and set(returns) <= means
 
 
 def test_shares_of_the_papers_returns():
