@@ -295,6 +295,16 @@ def test_verdicts_quote_the_tables():
         assert len(returns) >= 3 and set(returns) <= means
 
 
+def test_unfinished_runs_are_told_as_they_are():
+    """Kaiming's on Walker: what one seed reached, and how late."""
+    rows = reproduce.read_rows(ROOT / "results" / "unfinished")
+    ((run, row),) = [(run, row) for run, row in rows.items() if run.seed not in reproduce.TUNING_SEEDS]
+    assert (run.env, run.method, run.seed, run.learning_rate) == ("Walker", "kaiming", 1, 2e-3)
+    assert 3 < max(value for frames, value in json.loads(row["curve"]) if frames <= 900_000) < 4
+    page = " ".join(section(DOCS["results"], "How the runs were made").split())
+    assert f"below 4 for 900,000 frames, then learns, and ends at {float(row['return']):.1f}." in page
+
+
 def test_shares_of_the_papers_returns():
     """Of the methods of VariBAD that learn on Cheetah-Dir."""
     kept = reproduce.read_rows(ROOT / "results")
