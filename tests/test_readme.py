@@ -387,7 +387,7 @@ def test_larger_rate_on_cheetah_dir_is_told_as_it_was():
     before = [float(kept[run]["return"]) for run in shown]
     assert f"{', '.join(f'{value:.2f}' for value in full)}, which is {reproduce.mean_text(full)}" in page
     p = ttest_ind(full, before, equal_var=False).pvalue
-    assert f"against {reproduce.mean_text(before)} at 2e-3 (p = {p:.2f})" in page
+    assert f"against {reproduce.mean_text(before)} at 2e-3 (p = {p:.2f}, not corrected)" in page
     every = reproduce.returns_by_rate(kept | late, [run for run in kept | late if run.seed in (11, 12)])
     rates = reproduce.choose_rates({cell: of for cell, of in every.items() if cell[0] == "Cheetah-Dir"})
     assert {method for (_, method, _), rate in rates.items() if rate == 4e-3} == {"standard", "kaiming", "normc"}
