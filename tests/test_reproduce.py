@@ -226,8 +226,8 @@ def test_list_runs_nothing_and_adds_up(capsys, tmp_path):
 
 
 def test_list_may_be_cut_short():
-    """`python reproduce.py table1 --list | head -1`"""
-    command = [sys.executable, "-u", str(ROOT / "reproduce.py"), "table1", "--list"]
+    """`python reproduce.py table1 --list | head -1`, of a list that no pipe holds."""
+    command = [sys.executable, "-u", str(ROOT / "reproduce.py"), "table1", "--list", "--seeds", *map(str, range(200))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert "python varibad_hyper.py" in process.stdout.readline()
     process.stdout.close()
