@@ -15,7 +15,7 @@ logs and saves. What `varibad_hyper.py` needs as well is the same in both files;
 Tensors are time-major and their shapes are noted with these letters: T steps, N environments, B batch, D observation,
 A action, L task embedding, H GRU state, K hypernetwork features. An agent's "belief" about its task is the GRU state
 [N, H], carried from step to step; what the policy sees of it is the "embedding". `META-RL:` marks where PPO differs
-from single-task PPO, `NOTE:` where this code differs from the paper or from its authors' code (all such places:
+from single-task PPO, `NOTE:` where this code differs from the paper or from its authors' code (more in
 docs/deviations.md).
 """
 

@@ -18,7 +18,7 @@ transitions that each of them must predict (all, or --vae-subsample). An agent's
 is the GRU state [N, H], carried from step to step; what the policy sees of it, the "embedding", is the posterior's mean
 and log-variance, 2L, never m itself.
 `META-RL:` marks where PPO differs from single-task PPO, `NOTE:` where this code differs from the paper or from its
-authors' code (all such places: docs/deviations.md).
+authors' code (more in docs/deviations.md).
 """
 
 from __future__ import annotations
