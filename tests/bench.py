@@ -292,10 +292,10 @@ def physics_table(num_envs, steps, repetitions):
         "ours, steps/s",
         "mj_step",
         "SyncVectorEnv",
-        "of mj_step",
-        "of mj_step + contact forces",
+        "ours / mj_step",
+        "ours / (mj_step + contact forces)",
     ]
-    print_table([*header, "of SyncVectorEnv", f"x with {os.cpu_count()} threads"], rows)
+    print_table([*header, "ours / SyncVectorEnv", f"{os.cpu_count()} threads / 1"], rows)
 
 
 def meta_world_table(steps, repetitions):
@@ -337,7 +337,7 @@ def meta_world_table(steps, repetitions):
         rows.append([name, *(f"{speed[key]:,.0f}" for key in functions), f"{speed['processes'] / speed['own']:.2f}"])
         envs.close()
     header = ["benchmark", f"8 processes on {os.cpu_count()} cores, steps/s", "one process"]
-    print_table([*header, "Meta-World's own, one process", "ours of its own"], rows)
+    print_table([*header, "Meta-World's own, one process", "processes / own"], rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -440,7 +440,7 @@ def layer_table(batches, repetitions):
                 + [f"{memory[name]:,.0f}" for name in FORMS]
             )
     header = ["actor", "forward, ms", "forward + backward, ms", "GFLOP/s", "of torch.mm's speed"]
-    header += ["x materialised", "x expanded", "MB", "MB materialised", "MB expanded"]
+    header += ["speed-up over materialised", "speed-up over expanded", "MB", "MB materialised", "MB expanded"]
     print_table(header, rows)
 
 
@@ -503,7 +503,7 @@ def vae_table(repetitions):
         ratio = times["expanded"] / times["ours"]
         shares = [f"{100 * times['encoder'] / times['ours']:.0f}", f"{ratio:.1f}"]
         rows.append([f"{env}, {size} x {steps}", f"{1e3 * times['ours']:.1f}", *shares])
-    print_table(["update", "ms", "of it the encoder's GRU, %", "x expanded"], rows)
+    print_table(["update", "ms", "of it the encoder, %", "speed-up over expanded"], rows)
 
 
 def main():

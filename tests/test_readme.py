@@ -713,6 +713,7 @@ def make_agent(script, *flags):
 def test_noisy_bias_is_f_and_a_tenth_of_f(changed, monkeypatch):
     _, script, show = load(changed, monkeypatch)
     assert "noisy-bias" in told(script, "--help")[0]
+    script.check_args(script.make_args(init="noisy-bias", base_init="orthogonal"))  # which it draws from
     assert show.parse_args(COMMANDS["An initialiser"][0].removeprefix("python show.py ").split()).file == show.INIT
     assert told(script, "--arch", "film", "--init", "noisy-bias")[1] == 2
     assert told(script, "--arch", "standard", "--init", "noisy-bias")[1] == 2
