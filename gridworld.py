@@ -174,13 +174,8 @@ class GridWorldVectorEnv(gym.vector.VectorEnv):
         self.positions = np.clip(self.positions + MOVES[actions], 0, self.size - 1)  # [N, 2]
         self.elapsed += 1
         rewards = np.where((self.positions == self.tasks).all(axis=1), GOAL_REWARD, STEP_REWARD)  # [N]
-        return (
-            self.positions.astype(np.float32),
-            rewards,
-            self.elapsed >= self.horizon,
-            np.zeros(self.num_envs, bool),
-            {},
-        )
+        terminated, truncated = self.elapsed >= self.horizon, np.zeros(self.num_envs, bool)
+        return self.positions.astype(np.float32), rewards, terminated, truncated, {}
 
 
 gym.register(

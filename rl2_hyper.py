@@ -262,8 +262,8 @@ class Encoder(nn.Module):
         """GRU states *before* each step, [T, B, H], of sequences [T, B, .] that begin in the state hidden [B, H].
 
         META-RL: `dones` [T, B] is 1 where a task ended with the step: the memory is cleared there, and kept at the
-        end of an episode. One GRU call for every stretch in which no environment's memory is cleared: of 4 steps, with
-        a task that ends with step 1, steps 0 and 1, then 2 and 3.
+        end of an episode. There is one GRU call per stretch up to the next step with which any task ends: if one ends
+        with step 1 of 0 .. 3, for steps 0 and 1, then for 2 and 3.
         """
         x = self.inputs(actions, next_obs, rewards)  # [T, B, .]
         ends = (dones[:-1].any(dim=1).nonzero()[:, 0] + 1).tolist()  # steps before which a memory is cleared
@@ -271,7 +271,7 @@ class Encoder(nn.Module):
         for start, end in zip([0, *ends], [*ends, len(x)], strict=True):
             after = self.gru(x[start:end], hidden[None])[0]  # states after each step of the stretch
             states += [hidden[None], after[:-1]]
-            hidden = torch.where(dones[end - 1, :, None] > 0, 0, after[-1])
+            hidden = torch.where(dones[end - 1, :, None] > 0, 0, after[-1])  # of the next stretch
         return torch.cat(states)
 
 
@@ -326,7 +326,7 @@ class Agent(nn.Module):
         return self.encoder.gru(x, belief[None])[0][0]
 
     def embedding(self, belief: Tensor) -> Tensor:
-        """What the policy sees of the belief, [..., L]. NOTE: not normalised, which HFI and HFO assume."""
+        """What the policy sees of the belief, [..., L]. NOTE: not normalised, as in VariBAD's code for RL2."""
         return F.relu(self.encoder.output(belief))
 
     def action_vector(self, action: Tensor) -> Tensor:
@@ -354,7 +354,7 @@ class Agent(nn.Module):
 
 
 class Rollout(NamedTuple):
-    """What the update needs from a step of all environments [N, .]; stacked over time [T, N, .], or flat [T * N, .]."""
+    """What the update needs from a step of all environments [N, .]; stacked over time [T, N, .]."""
 
     obs: Tensor  # before the action, [N, D]
     actions: Tensor  # [N] or [N, A]
@@ -393,7 +393,7 @@ def policy_loss(logratio: Tensor, advantages: Tensor, clip_coef: float) -> Tenso
 
 
 def value_loss(newvalues: Tensor, values: Tensor, returns: Tensor, clip_coef: float) -> Tensor:
-    """Half the larger of two Huber losses: of the new value, and of it held within clip_coef of the old; a scalar.
+    """Half the mean of each sample's larger Huber loss: of the new value, or of it clipped to the old +- clip_coef.
 
     Huber's loss instead of the square is VariBAD's choice.
     """
@@ -417,7 +417,7 @@ def main(args: Args) -> Path | None:
         return None
 
     # --- Set-up
-    torch.set_num_threads(1)  # --threads are for updates and evaluation; a rollout's few rows gain nothing from them
+    torch.set_num_threads(1)  # in a rollout; its few rows gain nothing from --threads, which updates and physics use
     torch.backends.cudnn.deterministic = args.torch_deterministic
     seeds = seeds_of(args)
     torch.manual_seed(seeds["torch"])
@@ -425,8 +425,7 @@ def main(args: Args) -> Path | None:
     envs, eval_envs = make_envs(args, args.num_envs), make_eval_envs(args)
     agent = Agent(envs, args).to(device)
     envs.reset(seeds["train_envs"])
-    adam = partial(torch.optim.Adam, eps=args.adam_eps, fused=True)
-    optimizer = adam(agent.parameters(), lr=args.learning_rate)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True)
     memory = nn.Module()  # the beliefs of the running meta-episodes; a module, since it has a state_dict
     memory.register_buffer("belief", agent.initial_belief(envs))  # [N, H]
     stateful = {"agent": agent, "optimizer": optimizer, "envs": envs, "memory": memory}
@@ -439,7 +438,7 @@ def main(args: Args) -> Path | None:
             # changes.
             steps: list[Rollout] = []
             policy_obs = to_tensor(envs.policy_obs, device)  # [N, D]
-            # The update encodes the rollout again from here, be it amid a meta-episode: no gradient goes further back.
+            # The update encodes the rollout again from here, often in a meta-episode: no gradient goes back further.
             first_belief = belief = memory.belief  # [N, H]
             with torch.inference_mode():
                 for _ in range(args.num_steps):
@@ -453,36 +452,33 @@ def main(args: Args) -> Path | None:
                     belief = agent.update_belief(belief, action, next_obs, reward)
 
                     # META-RL: `done` is the end of the meta-episode. If it was truncated, `compute_gae` needs the value
-                    # of its last observation, whose flag "episode just ended" is cleared: the policy always sees 0
-                    # there, since it acts on the next episode's first observation instead.
+                    # of its last observation, with the flag "episode just ended" cleared: the policy never sees a 1,
+                    # since it acts on the next episode's first observation instead.
                     final_value = torch.zeros_like(value)
                     if time_limit.any():
                         final_value = time_limit * agent(envs.clear_flag(next_obs), agent.embedding(belief))[1]
-                    if done.any():
-                        belief = torch.where(done[:, None] > 0, agent.initial_belief(envs), belief)
+                    belief = torch.where(done[:, None] > 0, agent.initial_belief(envs), belief)
                     steps.append(Rollout(obs, action, logprob, value, next_obs, reward, done, final_value, discounted))
                 next_value = agent(policy_obs, agent.embedding(belief))[1]  # [N]
             # Stacked outside of inference mode, whose tensors autograd refuses
             rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .]
             memory.belief = belief
-            learning = iteration * batch_size >= args.learning_starts
             torch.set_num_threads(args.threads)
 
             # --- Recurrent PPO: a minibatch is the whole sequences of some environments, encoded again from the first
             # belief of the rollout, so that the gradient reaches the encoder. Rollouts before --learning-starts only
-            # feed the normalisers. PPO also skips the first, made before the normalisers had any data.
+            # feed the normalisers, and so does the first, made before those had any data.
             ppo_log: list[dict[str, Tensor]] = []  # of every minibatch
-            if learning and iteration > 1:
+            if iteration > 1 and iteration * batch_size >= args.learning_starts:
                 reward_scale = (agent.reward_norm.var + 1e-8).sqrt()
                 rewards = (rollout.rewards / reward_scale).clamp(-args.reward_clip, args.reward_clip)
                 advantages = compute_gae(rewards, rollout, next_value, args.gamma, args.gae_lambda)  # [T, N]
                 returns = advantages + rollout.values
                 advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-                action_vectors = agent.action_vector(rollout.actions)  # [T, N, A]
                 for _ in range(args.update_epochs):
                     for mb_envs in torch.randperm(args.num_envs, device=device).chunk(args.num_minibatches):
                         mb = Rollout(*(x[:, mb_envs] for x in rollout))  # [T, B, .]
-                        sequence = action_vectors[:, mb_envs], mb.next_obs, mb.rewards[:, :, None], mb.dones
+                        sequence = agent.action_vector(mb.actions), mb.next_obs, mb.rewards[:, :, None], mb.dones
                         beliefs = agent.encoder.unroll(*sequence, first_belief[mb_envs])  # [T, B, H]
                         embeddings = agent.embedding(beliefs).flatten(0, 1)  # [T * B, L]
                         dist, newvalue = agent(mb.obs.flatten(0, 1), embeddings)
@@ -511,7 +507,7 @@ def main(args: Args) -> Path | None:
             if ppo_log and returns.var() > 0:
                 unexplained = (returns - rollout.values).var() / returns.var()
                 scalars["losses/explained_variance"] = 1 - unexplained.item()
-            scalars["charts/learning_rate"] = args.learning_rate
+            scalars["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
             run.end_iteration(scalars, agent.is_finite(policy_obs, belief))
         run.evaluate_if_due(agent, eval_envs)
         run.save_result()
@@ -725,8 +721,8 @@ class MetaEpisodes:
             self.finished.append(MetaEpisode(i, self.returns[i].copy(), successes, self.lengths[i].copy()))
             self.returns[i] = self.successes[i] = self.lengths[i] = 0
 
-        # Where an episode ended the next begins, on the same task or on a new one. Each reset returns the observations
-        # of all environments, also of those that it leaves alone, so those of the last one are complete.
+        # Each reset returns the observations of all environments, also of those that it leaves alone, so those of the
+        # last one are complete.
         next_obs, new_task = self.add_flag(obs, episode_done), task_done & (not self.tasks_stay)
         if (same_task := episode_done & ~new_task).any():
             obs, _ = self.envs.reset(options={"reset_mask": same_task, "tasks": self.envs.tasks})
@@ -1188,7 +1184,8 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv):
 # Presets, parsing, checks
 
 # VariBAD's authors' configuration of RL2, where it is not Grid-World's above, but discounts and encoder inputs as in
-# `varibad_hyper.py`. On Meta-World, where they did not run RL2, that script's values with RL2's task embedding.
+# `varibad_hyper.py`; Walker's minibatches and Humanoid's values are our own. On Meta-World, where they did not run RL2,
+# that script's values with RL2's task embedding.
 # fmt: off
 MUJOCO_PRESET = {
     "total_timesteps": 100_000_000, "episodes_per_task": 1, "num_steps": 200, "gamma": 0.97, "gae_lambda": 0.9,

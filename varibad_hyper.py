@@ -512,7 +512,7 @@ def policy_loss(logratio: Tensor, advantages: Tensor, clip_coef: float) -> Tenso
 
 
 def value_loss(newvalues: Tensor, values: Tensor, returns: Tensor, clip_coef: float) -> Tensor:
-    """Half the larger of two Huber losses: of the new value, and of it held within clip_coef of the old; a scalar.
+    """Half the mean of each sample's larger Huber loss: of the new value, or of it clipped to the old +- clip_coef.
 
     Huber's loss instead of the square is VariBAD's choice.
     """
@@ -593,7 +593,7 @@ def main(args: Args) -> Path | None:
         return None
 
     # --- Set-up
-    torch.set_num_threads(1)  # --threads are for updates and evaluation; a rollout's few rows gain nothing from them
+    torch.set_num_threads(1)  # in a rollout; its few rows gain nothing from --threads, which updates and physics use
     torch.backends.cudnn.deterministic = args.torch_deterministic
     seeds = seeds_of(args)
     torch.manual_seed(seeds["torch"])
@@ -633,13 +633,12 @@ def main(args: Args) -> Path | None:
                     belief = agent.update_belief(belief, action, next_obs, reward)
 
                     # META-RL: `done` is the end of the meta-episode. If it was truncated, `compute_gae` needs the value
-                    # of its last observation, whose flag "episode just ended" is cleared: the policy always sees 0
-                    # there, since it acts on the next episode's first observation instead.
+                    # of its last observation, with the flag "episode just ended" cleared: the policy never sees a 1,
+                    # since it acts on the next episode's first observation instead.
                     final_value = torch.zeros_like(value)
                     if time_limit.any():
                         final_value = time_limit * agent(envs.clear_flag(next_obs), agent.embedding(belief))[1]
-                    if done.any():
-                        belief = torch.where(done[:, None] > 0, agent.initial_belief(envs), belief)
+                    belief = torch.where(done[:, None] > 0, agent.initial_belief(envs), belief)
                     steps.append(
                         Rollout(obs, embedding, action, logprob, value, next_obs, reward, done, final_value, discounted)
                     )
@@ -700,7 +699,7 @@ def main(args: Args) -> Path | None:
             if ppo_log and b_returns.var() > 0:
                 unexplained = (b_returns - b.values).var() / b_returns.var()
                 scalars["losses/explained_variance"] = 1 - unexplained.item()
-            scalars["charts/learning_rate"] = args.learning_rate
+            scalars["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
             run.end_iteration(scalars, agent.is_finite(policy_obs, belief))
         run.evaluate_if_due(agent, eval_envs)
         run.save_result()
@@ -914,8 +913,8 @@ class MetaEpisodes:
             self.finished.append(MetaEpisode(i, self.returns[i].copy(), successes, self.lengths[i].copy()))
             self.returns[i] = self.successes[i] = self.lengths[i] = 0
 
-        # Where an episode ended the next begins, on the same task or on a new one. Each reset returns the observations
-        # of all environments, also of those that it leaves alone, so those of the last one are complete.
+        # Each reset returns the observations of all environments, also of those that it leaves alone, so those of the
+        # last one are complete.
         next_obs, new_task = self.add_flag(obs, episode_done), task_done & (not self.tasks_stay)
         if (same_task := episode_done & ~new_task).any():
             obs, _ = self.envs.reset(options={"reset_mask": same_task, "tasks": self.envs.tasks})

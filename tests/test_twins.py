@@ -39,6 +39,7 @@ EXCEPTIONS = {
     "Agent.embedding",
     "Agent.forward",
     "Rollout.embeddings",  # stored there, and followed by the gradient here
+    "Rollout.__doc__",  # flat in the update there, sequences here
     "check_args",  # these: see LINES
     "main",
 }
@@ -47,8 +48,8 @@ EXCEPTIONS = {
 LINES = {
     "main": (
         r"buffer|vae|latent_norm|agent\.policy|b_returns|b_advantages|mb_inds|\bb = |belief = agent\.initial_belief"
-        r"|obs, embedding = |agent\(obs, embedding\)$|Rollout\(obs|else:$",
-        r"memory|belief|sequence|mb_|embeddings|\bmb\.|\breturns|agent\.parameters|action_vectors|obs = policy_obs$"
+        r"|obs, embedding = |agent\(obs, embedding\)$|Rollout\(obs|else:$|adam = |learning = |if learning and",
+        r"memory|belief|sequence|mb_|embeddings|\bmb\.|\breturns|agent\.parameters|learning_starts:$|obs = policy_obs$"
         r"|agent\(obs, agent\.embedding\(belief\)\)$|Rollout\(obs|else:$|advantages = \("
         r"|mean_scalars\('losses', ppo_log\)$",
     ),
