@@ -206,10 +206,10 @@ class Args:
     """which runs to do and draw; robustness: only the runs that choose a learning rate, return against rate;
     readme: none, it makes the tables of README.md and docs/, and the pictures, from the rows in results/"""
     list: bool = False  # print the commands and what they cost, and run nothing
-    quick: bool = False  # a small cut of figure1 or table1: Grid-World, at the learning rates that results/ chose
+    quick: bool = False  # a small cut of figure1 or table1: Grid-World, four methods, at the rates that results/ chose
     envs: tuple[str, ...] = ()  # environments instead of the target's own
     methods: tuple[str, ...] = ()
-    """methods instead of the target's own; also film-normc, film, rl2-standard and rl2 for figure1 and table1"""
+    """methods instead of the target's own; figure1 and table1 also have the paper's others, FiLM and RL2"""
     sizes: tuple[Literal["XS", "S", "M", "L", "XL", "XXL"], ...] = ()  # figure3: base networks instead of all six
     seeds: tuple[int, ...] = ()  # instead of the paper's 1 to 5 (Pick-Place 10, ML10 3), or of --quick's 1 and 2
     total_timesteps: float | None = None  # frames of every run instead of the preset's; 2e6 is understood
@@ -257,6 +257,8 @@ def check_args(args: Args) -> None:
         fail("--learning-rates must be more than 0.")
     if args.learning_rates and set(args.seeds) & set(TUNING_SEEDS):
         fail("seeds 11 and 12 choose the learning rate and are not reported: leave them out of --seeds.")
+    if args.tuning_timesteps and not args.learning_rates:
+        fail("--tuning-timesteps is about the runs of --learning-rates: give these too, or leave it out.")
     if args.learning_rates and args.quick:
         fail("--quick takes the learning rates that results/ chose: leave --learning-rates out, or --quick.")
     if args.target == "robustness" and (not args.learning_rates or args.seeds):
@@ -340,9 +342,10 @@ def print_list(runs: Sequence[Run], args: Args) -> None:
         text = "?" if cost is None else duration(cost)
         print(f"{run.frames:12,} frames {text:>9}  python {shlex.join(run.command)}{end}")
     hours, cores, unknown = sum(filter(None, costs)), args.workers or CORES, costs.count(None)
+    longest = max([hours / cores, *filter(None, costs)])  # no run is shared by two cores
     print(
         f"{len(runs)} runs, {sum(run.frames for run in runs):,} frames: {duration(hours)} one after the other, "
-        f"{duration(hours / cores)} {cores} side by side, evaluations apart"
+        f"{duration(longest)} {cores} side by side, evaluations apart"
         + (f", without {unknown} runs of unmeasured speed" if unknown else "")
     )
 
@@ -421,9 +424,9 @@ os.execv(sys.argv[1], sys.argv[1:])
 def execute(run: Run, folder: Path, stop_file: Path) -> dict[str, str] | None:
     """Does one run in its folder, from its last checkpoint if there is one, and returns its row. Raises RunFailed.
 
-    If this process dies, so does the script, at a checkpoint; it inherits the lock, so that whoever takes up the run
-    waits for that. (It also locks its own folder, inside this one, against anyone who resumes it by hand.) Where
-    `stop_file` appears, the run is stopped at a checkpoint, and None is returned.
+    If this process dies, on Linux so does the script, at a checkpoint; it inherits the lock, so that whoever takes up
+    the run waits for that. (It also locks its own folder, inside this one, against anyone who resumes it by hand.)
+    Where `stop_file` appears, the run is stopped at a checkpoint, and None is returned.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
@@ -499,6 +502,9 @@ def make_row(run: Run, folder: Path) -> dict[str, str]:
     every evaluation; wall_time: s; args: all of the script's.
     """
     result = find_result(folder)
+    frames = result["args"].get("total_timesteps", run.frames)
+    if frames != run.frames:  # somebody has resumed it with more
+        fail(f"the run in {folder} has {frames:,.0f} frames: move it away, or choose another --runs-dir.")
     where = json.loads((folder / "machine.json").read_bytes())
     total = result["evaluation"]["meta_episodic_return"]
     test = result.get("test_evaluation") or {}
@@ -637,7 +643,7 @@ def make_executor(args: Args) -> Executor:
 
 @contextmanager
 def watching_signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C, SIGTERM and SIGHUP in a list; a second one ends this program at once, and so its scripts."""
+    """Collects Ctrl-C, SIGTERM, SIGHUP in a list; a second one ends this program at once (on Linux its scripts too)."""
     numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
     before = {number: old for number in numbers if (old := signal.getsignal(number)) != signal.SIG_IGN}
     received: list[int] = []
@@ -711,8 +717,9 @@ def sweep(runs: Sequence[Run], executor: Executor, args: Args, signals: Sequence
             bar.set_postfix_str(f"{len(done)} runs done, {running} running, {len(failed)} failed")
     finally:
         if pending:  # Ctrl-C, or an error here
-            bar.write("stopping: every run writes a checkpoint")
             stop_file.touch()
+            with suppress(OSError):  # whoever read the output may have gone
+                bar.write("stopping: every run writes a checkpoint")
             wait(pending)
             stop_file.unlink()
         bar.close()
@@ -817,8 +824,8 @@ def table_cells(rows: Rows, runs: Sequence[Run], target: str) -> tuple[Cells, li
 def make_table(rows: Rows, runs: Sequence[Run], target: str) -> str:
     """Markdown: a row per method, and per environment our mean +- standard error over seeds and the paper's.
 
-    A cell of other than the paper's number of seeds says how many it has, one of too few for a test also that, one of a
-    chosen learning rate which.
+    A cell of a chosen learning rate says which, and how many seeds it has; so does one of other than the paper's
+    number. One of too few for a test also says that.
     """
     methods = [method for method in METHODS if any(run.method == method for run in runs)]
     cells, comparisons = table_cells(rows, runs, target)
@@ -899,7 +906,7 @@ def make_rate_table(rows: Rows, tuning: Sequence[Run]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Figures
 
-# The same for an initialisation in every picture; RL2's lines are dashed.
+# The same for an initialisation in every picture (FiLM has its own); RL2's lines are dashed.
 COLORS = dict(zip(METHODS, ("C7", "C3", "C1", "C6", "C2", "C4", "C0", "C8", "C5", "C7", "C2", "C0"), strict=True))
 DASHES = {method: "--" if script == R else "-" for method, (_, script, _) in METHODS.items()}
 
@@ -1180,11 +1187,12 @@ def main(args: Args) -> None:
     for run, why in failed.items():
         folder = Path(args.runs_dir) / run.name
         print(f"\nfailed: {run.name}: {why}", file=sys.stderr)
-        print(f"  again: python {shlex.join(command_line(run, folder))}", file=sys.stderr)
-        print(f"  without the folder {folder} it begins anew", file=sys.stderr)
+        if find_result(folder) is None:
+            print(f"  again: python {shlex.join(command_line(run, folder))}", file=sys.stderr)
+            print(f"  without the folder {folder} it begins anew", file=sys.stderr)
     for cell in unknown:
         name = " ".join(filter(None, cell))
-        print(f"\nnot started: {name}, since a run that chooses its learning rate failed.", file=sys.stderr)
+        print(f"\nleft out: {name}, since a run that chooses its learning rate failed.", file=sys.stderr)
     if failed:
         raise SystemExit(1)
 

@@ -283,9 +283,9 @@ def draw_embedding(figure: FigureBase, trained: Trained, meta: MetaEpisode, othe
     posterior, dims = hasattr(trained.agent, "vae"), trained.args.latent_dim
     heights = [2, *[1] * dims] if posterior else [2, 4]
     axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    axes[0].set(ylabel="reward", xlim=(0, len(meta.rewards)))
+    metas = [meta, other] if other is not None else [meta]
+    axes[0].set(ylabel="reward", xlim=(0, max(len(this.rewards) for this in metas)))
     axes[-1].set(xlabel="step")
-    metas = [meta, other] if other is not None and posterior else [meta]
     for color, this in zip(("tab:blue", "tab:orange"), metas, strict=False):
         steps = np.arange(len(this.embeddings))  # that precede the belief
         axes[0].step(steps[1:], this.rewards, color=color, lw=1, label=describe(trained, this.task))
@@ -296,6 +296,9 @@ def draw_embedding(figure: FigureBase, trained: Trained, meta: MetaEpisode, othe
                 axis.plot(steps, m, color=color)
                 axis.set_ylabel(f"$m_{{{i + 1}}}$", rotation=0, labelpad=12, va="center")
                 axis.sharey(axes[1])  # or the noise of a dimension that is not used looks like a signal
+        for k in range(1, this.episode[-1] + 1):
+            for axis in axes:
+                axis.axvline(this.start(k), color=color if posterior else "crimson", ls="--", lw=1)
     if len(metas) > 1:
         axes[0].legend(ncols=2)
     if not posterior:
@@ -304,13 +307,10 @@ def draw_embedding(figure: FigureBase, trained: Trained, meta: MetaEpisode, othe
         axes[1].set_ylabel("unit of the embedding")
         axes[1].locator_params(axis="y", integer=True)
         figure.colorbar(image, ax=list(axes), label="activation", pad=0.01)
-    for axis in axes:
-        for k in range(1, meta.episode[-1] + 1):
-            axis.axvline(meta.start(k), color="crimson", ls="--", lw=1)
 
 
 def draw(trained: Trained, meta: MetaEpisode, other: MetaEpisode | None = None) -> Figure:
-    """The picture: what the agent believes over the meta-episode, and what it earns; beside it another task's."""
+    """The picture: what the agent believes over the meta-episode, and what it earns; on a robot also of `other`."""
     args, belief = trained.args, cell_probabilities(trained, meta.embeddings)
     search, embedding = 3.2, 3 + 0.7 * args.latent_dim if hasattr(trained.agent, "vae") else 5  # inches
     title = f"{'VariBAD' if hasattr(trained.agent, 'vae') else 'RL2'} on {args.env}, {describe(trained, meta.task)}"
@@ -341,7 +341,7 @@ def draw(trained: Trained, meta: MetaEpisode, other: MetaEpisode | None = None) 
 
 
 def caption(meta: MetaEpisode, t: int, end: int) -> str:
-    """Where step t is, and the return of its episode from its start to before step `end`."""
+    """Where step t is, and the return of its episode so far: `end` is t before the step, t + 1 after it."""
     start = meta.start(meta.episode[t])
     text = f"episode {meta.episode[t] + 1}, step {t - start + 1}, return {meta.rewards[start:end].sum():.1f}"
     return text + (", success" if meta.success[start:end].any() else "")
@@ -494,7 +494,7 @@ def compare_initialisers() -> Figure:
     torch.manual_seed(0)
     draws = {scheme: [measure(scheme) for _ in range(DRAWS)] for scheme in HYPER_SCHEMES}
     sizes = "-".join(map(str, SIZES))
-    print(f"base network {sizes}, {FEATURES} embedding features, {TASKS} tasks, mean of {DRAWS} draws; bias is f alone")
+    print(f"base network {sizes}, {FEATURES} embedding features, {TASKS} tasks, mean of {DRAWS} draws; 'bias': f alone")
     print("init         scale of layer 1, 2, 3   saturated %   spread of actions   likeness of two tasks")
     figure = Figure((13, 4), layout="constrained")
     (left, middle, right), ends = figure.subplots(1, 3), []
@@ -561,19 +561,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def play_task(args: argparse.Namespace) -> tuple[Trained, MetaEpisode, MetaEpisode | None, str]:
-    """The agent, its meta-episode on the task that was asked for, that on the next for a robot's picture; in words."""
+    """The agent, its meta-episode on the task that was asked for, another for VariBAD's picture of a robot, words."""
     script_name, saved_args = read(args.file)
     grid = saved_args["env"] == "Grid-World"
     if args.picture and saved_args.get("embedding") == "one-hot":
         fail(f"the agent in {args.file} is told its task (--embedding one-hot) and believes nothing: give --video.")
     os.environ["MUJOCO_GL"] = find_renderer() if args.video and not grid else "disabled"
     trained = load(args.file, script_name)
-    torch.set_num_threads(1)  # as in the evaluation
+    torch.set_num_threads(trained.args.threads)  # as in the evaluation
     last = trained.num_tasks - 1
     task = args.task if args.task is not None else last if grid else 0  # Grid-World's last goal is the farthest
     if not 0 <= task <= last:
         fail(f"--task {task}: the tasks of this agent's evaluation have the numbers 0 to {last}.")
-    other = play(trained, (task + 1) % (last + 1)) if args.picture and not grid else None
+    two = args.picture and not grid and hasattr(trained.agent, "vae")  # a map of RL2's units has one task
+    other = play(trained, (task + 1) % (last + 1)) if two else None
     meta = play(trained, task)
     returns = " ".join(f"{value:.2f}" for value in meta.returns())
     return trained, meta, other, f" (task {task}, {describe(trained, meta.task)}, return by episode {returns})"

@@ -184,6 +184,7 @@ def test_longer_runs_evaluate_at_the_frames_of_shorter_ones():
         ("figure1 --total-timesteps nan", "is not a whole number"),
         ("figure1 --total-timesteps 0", "is not a whole number"),
         ("figure1 --learning-rates 7e-4 --tuning-timesteps 0.5", "--tuning-timesteps 0.5 is not a whole number"),
+        ("figure1 --tuning-timesteps 1e5", "--tuning-timesteps is about the runs of --learning-rates"),
         ("figure1 --learning-rates 0", "--learning-rates must be more than 0."),
         ("figure1 --learning-rates inf", "--learning-rates must be more than 0."),
         ("figure1 --learning-rates 7e-4 --seeds 10 11", "seeds 11 and 12 choose the learning rate"),
@@ -223,6 +224,8 @@ def test_list_runs_nothing_and_adds_up(capsys, tmp_path):
     hours = 2e6 / 3600 * (5 / speeds["standard"] + 30 / speeds["hyper"])
     assert f"35 runs, 70,000,000 frames: {hours:.1f} h one after the other, {hours / 2:.1f} h 2 side by side" in out
     assert f" {2e6 / 60 / speeds['hyper']:.0f} min  python varibad_hyper.py --env Grid-World --init bias" in out
+    reproduce.main(replace(args, workers=100))  # no less than the longest run
+    assert f" {2e6 / 60 / speeds['hyper']:.0f} min 100 side by side" in capsys.readouterr().out
 
 
 def test_list_may_be_cut_short():
@@ -738,8 +741,8 @@ def test_a_failed_tuning_run_leaves_its_method_out(tuned, tmp_path, capsys):
     assert sorted(starts[:12]) == sorted(TRIED) and sorted(starts[12:]) == CHOSEN[2:]
     err = capsys.readouterr().err
     assert "failed: Grid-World__standard__12__500__lr-2e-3: " in err
-    assert "not started: Grid-World standard, since a run that chooses its learning rate failed." in err
-    assert "not started: Grid-World bias" not in err
+    assert "left out: Grid-World standard, since a run that chooses its learning rate failed." in err
+    assert "left out: Grid-World bias" not in err
     (tmp_path / "broken").unlink()
     reproduce.main(args)
     first, *others = started()
@@ -1045,6 +1048,27 @@ def test_an_error_of_its_own_stops_the_sweep(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("runs/stop-*"))
 
 
+def test_a_sweep_whose_reader_has_gone_stops(tmp_path, monkeypatch):
+    """As after Ctrl-C in `reproduce.py ... 2>&1 | tee log`, which takes tee as well."""
+    script = tmp_path / "slow.py"
+    script.write_text(FAKE_SCRIPT.replace("sleep(3)", "sleep(1)"))
+    monkeypatch.setitem(reproduce.METHODS, "bias", ("Bias-HyperInit", str(script), ""))
+
+    class Gone(reproduce.tqdm):
+        def set_postfix_str(self, *of):
+            raise BrokenPipeError
+
+        def write(self, text):
+            if text.startswith("stopping"):
+                raise BrokenPipeError
+
+    monkeypatch.setattr(reproduce, "tqdm", Gone)
+    with pytest.raises(BrokenPipeError):
+        reproduce.main(local_args(tmp_path, seeds=(1, 2, 3, 4), workers=1))
+    assert len(list(tmp_path.glob("runs/*/log.txt"))) <= 2
+    assert not list(tmp_path.glob("runs/stop-*"))
+
+
 def test_a_dead_cluster_is_told_at_once(tmp_path, capsys):
     if find_spec("ray") is None:
         pytest.skip("Ray is not installed (requirements-optional.txt)")
@@ -1131,7 +1155,9 @@ def test_results_that_cannot_be_written(tmp_path, monkeypatch, capsys):
         patch.setattr(reproduce, "append_row", full)
         reproduce.main(args)
     assert exit_.value.code == 1
-    assert "its row could not be written ([Errno 28] No space left on device)" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "its row could not be written ([Errno 28] No space left on device)" in err
+    assert "again: " not in err and "begins anew" not in err  # it is finished
     (result,) = tmp_path.glob("runs/*/x__1/result.json")
     before = result.stat().st_mtime_ns
     monkeypatch.setattr(reproduce, "draw", lambda *of: [])
@@ -1284,6 +1310,15 @@ def test_a_row_has_the_interval_of_its_own_run(tmp_path):
     assert "--eval-interval 7" in row["command"] != shlex.join(run.command)
     table = reproduce.make_seeds_table({run: row, other: fake_row(other, 2)}, [run, other])
     assert re.findall(r"interval (\d+)` \| 1,000,000 frames \| (\d)", table) == [("7", "1"), ("20", "2")]
+
+
+def test_a_run_that_was_continued_is_no_row_of_the_shorter_one(tmp_path, capsys):
+    (tmp_path / "x__1").mkdir()
+    (tmp_path / "x__1" / "result.json").write_text('{"args": {"total_timesteps": 2e6}}')
+    with pytest.raises(SystemExit) as exit_:
+        reproduce.make_row(Run("Grid-World", "bias", 1, 1_000_000), tmp_path)
+    assert exit_.value.code == 2
+    assert f"the run in {tmp_path} has 2,000,000 frames: move it away" in capsys.readouterr().err
 
 
 # --- What is kept

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -375,7 +376,7 @@ def test_picture_of_walker(trained, script, tmp_path):
     assert lines(rewards, "tab:blue")[0].tolist() == [[t + 1, meta.rewards[t]] for t in range(T)]
     (ends,) = np.flatnonzero(np.diff(meta.episode)) + 1
     for axis in [rewards, *others[: 4 if script == "varibad" else 1]]:
-        assert [line[0, 0] for line in lines(axis, "crimson")] == [ends]
+        assert lines(axis, "tab:blue" if script == "varibad" else "crimson")[-1][:, 0].tolist() == [ends, ends]
     first, second = meta.returns()
     assert f"return {first:.1f} + {second:.1f}" in figure.get_suptitle()
     assert f"{dict(varibad='VariBAD', rl2='RL2')[script]} on Walker" in figure.get_suptitle()
@@ -384,6 +385,8 @@ def test_picture_of_walker(trained, script, tmp_path):
         height = 500
     else:
         assert len(others) == 4
+        fallen = replace(meta, rewards=meta.rewards[:9], episode=meta.episode[:9], embeddings=meta.embeddings[:10])
+        assert show.draw(agent, fallen, meta).axes[0].get_xlim() == (0, T)  # the longer one is whole
         for i, axis in enumerate(others):
             mean, deviation = meta.embeddings[:, i], np.exp(meta.embeddings[:, 4 + i] / 2)
             line = lines(axis, "tab:blue")[0]
