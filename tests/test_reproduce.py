@@ -788,7 +788,7 @@ def test_quick_takes_the_chosen_rates_and_keeps_its_rows_apart(tuned, capsys):
     args, started = tuned
     reproduce.main(replace(args, target="robustness", seeds=(), total_timesteps=None, methods=("standard",)))
     started()
-    reproduce.main(replace(args, quick=True, learning_rates=()))
+    reproduce.main(replace(args, quick=True, learning_rates=(), tuning_timesteps=None))
     assert sorted(started()) == ["7e-4 1 A", "7e-4 2 A", "None 1 B", "None 2 B"]  # B was not tuned
     results = Path(args.results_dir)
     assert {run.seed for run in reproduce.read_rows(results)} == {11, 12}
