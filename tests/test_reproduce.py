@@ -1065,6 +1065,7 @@ def test_a_sweep_whose_reader_has_gone_stops(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "tqdm", Gone)
     with pytest.raises(BrokenPipeError):
         reproduce.main(local_args(tmp_path, seeds=(1, 2, 3, 4), workers=1))
+    time.sleep(3)  # for those that would still be started
     assert len(list(tmp_path.glob("runs/*/log.txt"))) <= 2
     assert not list(tmp_path.glob("runs/stop-*"))
 
