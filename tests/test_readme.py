@@ -332,7 +332,7 @@ def test_collapsed_seed_is_half_of_the_difference():
     cells = reproduce.table_cells(kept, reproduce.kept_runs(kept, "table1"), "table1")[0]
     bias, rl2 = cells["Cheetah-Dir", "bias"], sorted(cells["Cheetah-Dir", "rl2"])
     share = (np.mean(rl2[1:]) - np.mean(rl2)) / (np.mean(bias) - np.mean(rl2))
-    assert 0.45 < share < 0.55 and "half of it due to a seed that collapses" in " ".join(README.split())
+    assert 0.45 < share < 0.55 and "half of that due to one collapsed seed" in " ".join(README.split())
 
 
 def test_standing_still_earns_what_is_told():
