@@ -448,7 +448,7 @@ def main(args: Args) -> Path | None:
                     logprob = dist.log_prob(action)
                     # next_obs is what the action led to. policy_obs is the same, or the first one of the next episode.
                     step = envs.step(action.cpu().numpy())  # a Step of arrays [N, .]
-                    next_obs, reward, done, time_limit, policy_obs, discounted = to_tensors(step, device)
+                    next_obs, reward, done, time_limit, policy_obs, discounted = (to_tensor(x, device) for x in step)
                     belief = agent.update_belief(belief, action, next_obs, reward)
 
                     # META-RL: `done` is the end of the meta-episode. If it was truncated, `compute_gae` needs the value
@@ -554,7 +554,7 @@ def evaluate(agent: Agent, envs: MetaEpisodes, seed: int, tasks: np.ndarray | No
         first: dict[int, MetaEpisode] = {}  # of every environment; one that is done early continues, unrecorded
         while len(first) < envs.num_envs:
             action = agent(obs, agent.embedding(belief))[0].mode
-            next_obs, reward, done, _, obs, _ = to_tensors(envs.step(action.cpu().numpy()), device)
+            next_obs, reward, done, _, obs, _ = (to_tensor(x, device) for x in envs.step(action.cpu().numpy()))
             belief = agent.update_belief(belief, action, next_obs, reward)
             belief = torch.where(done[:, None] > 0, agent.initial_belief(envs), belief)
             for meta_episode in envs.take_finished():
@@ -633,10 +633,6 @@ def parameter_counts(agent: Agent) -> dict[str, int]:
 
 def to_tensor(array: np.ndarray, device: torch.device) -> Tensor:
     return torch.as_tensor(array, dtype=torch.float32, device=device)
-
-
-def to_tensors(step: Step, device: torch.device) -> list[Tensor]:
-    return [to_tensor(array, device) for array in step]
 
 
 class MetaEpisode(NamedTuple):
@@ -808,8 +804,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv):
         self.models = [copy.copy(self.default_model) for _ in range(num_envs)]  # independent copies
         self.data = [mujoco.MjData(model) for model in self.models]
         self.views: dict[str, list[np.ndarray]] = {}
-        self.controls = [data.ctrl for data in self.data]  # views into MuJoCo's memory, valid as long as the MjData
-        self.warnings = [data.warning.number for data in self.data]
+        self.warnings = [data.warning.number for data in self.data]  # views into MuJoCo's memory
         self.dt = self.default_model.opt.timestep * self.frame_skip  # seconds per step
         self.elapsed = np.zeros(num_envs, int)
         self.tasks = np.zeros((num_envs, self.task_dim))
@@ -859,7 +854,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv):
     def simulate(self, commands: np.ndarray, share: range) -> None:
         """Steps the physics of some environments under commands [N, A]."""
         for i in share:
-            self.controls[i][:] = commands[i]
+            self.data[i].ctrl[:] = commands[i]
             mujoco.mj_step(self.models[i], self.data[i], self.frame_skip)
             if self.contact_forces:
                 mujoco.mj_rnePostConstraint(self.models[i], self.data[i])
@@ -1234,7 +1229,6 @@ def parse_args(argv: Sequence[str] | None = None) -> Args:
     With --resume or --evaluate the saved run's arguments take the preset's place; a flag that contradicts them ends the
     program with a sentence, unless it may change.
     """
-    argv = sys.argv[1:] if argv is None else argv
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # what the other flags' defaults depend on
     for name in ("env", "resume", "evaluate"):
         early.add_argument(flag(name), nargs="?")
@@ -1251,12 +1245,11 @@ def parse_args(argv: Sequence[str] | None = None) -> Args:
     parsed = tyro.cli(by_group, default=by_group(*groups), args=argv, **options)
     args = Args(**{name: value for group in asdict(parsed).values() for name, value in group.items()})
     if path is not None:
-        may_change = {"threads", "cuda", "resume" if args.resume else "evaluate"}
-        if args.evaluate:
-            may_change |= {"eval_tasks", "seed"}
-        else:
-            may_change |= {"track", "wandb_project_name", "wandb_entity", "save_model"}
+        if args.resume:
+            may_change = {"resume", "threads", "cuda", "track", "wandb_project_name", "wandb_entity", "save_model"}
             may_change |= {"total_timesteps"} if args.total_timesteps > default.total_timesteps else set()
+        else:
+            may_change = {"evaluate", "threads", "cuda", "eval_tasks", "seed"}
         for name, value in asdict(args).items():
             if value != getattr(default, name) and name not in may_change:
                 fail(f"{flag(name)} {value} contradicts the run in {path} ({getattr(default, name)}): leave it out.")
@@ -1285,8 +1278,6 @@ def check_args(args: Args) -> None:
         fail(f"--grid-size {args.grid_size} leaves no cell for a goal with --grid-goals {args.grid_goals}: raise it.")
     if args.eval_tasks < 2:
         fail("--eval-tasks 1 gives no standard error: it must be at least 2.")
-    if batch_size < 2:
-        fail(f"{frames}: the advantage of a single frame cannot be normalised; raise one of the two.")
     if args.total_timesteps < batch_size:
         fail(f"--total-timesteps {args.total_timesteps} is less than one iteration, {frames}: raise it or lower those.")
     if args.num_envs % args.num_minibatches:
@@ -1356,12 +1347,13 @@ def load_agent(path: str, args: Args | None = None) -> tuple[Agent, MetaEpisodes
 
 
 def script_commit() -> str | None:
-    """The commit of this script, with "-dirty" if files have changed; None outside of a repository that tracks it."""
+    """The commit of this script, with "-dirty" if code has changed; None outside of a repository that tracks it."""
     git = ["git", "-C", str(Path(__file__).parent)]
     with suppress(OSError, subprocess.CalledProcessError):
         subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], check=True, capture_output=True)
-        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"]).returncode
+        return f"{commit}-dirty" if changed else commit
     return None
 
 
@@ -1372,7 +1364,7 @@ class Run:
     block, after which signal handlers are as before, and files closed.
     """
 
-    SAVED = "iteration global_step eval_history meta_return blow_ups scalars seconds".split()
+    SAVED = "iteration global_step eval_history meta_return scalars seconds".split()
 
     def __init__(self, args: Args, stateful: dict[str, Any]):
         self.args, self.stateful, self.script = args, stateful, Path(__file__).stem
@@ -1381,7 +1373,6 @@ class Run:
         self.iteration = self.global_step = 0  # complete iterations, and their frames
         self.eval_history: list[tuple[int, float]] = []  # (frames, mean return of the meta-episode)
         self.meta_return = math.nan  # of the last iteration in which a meta-episode ended
-        self.blow_ups = 0  # episodes of evaluations that ended because something was not finite
         self.scalars: dict[str, float] = {}  # of the last iteration
         self.seconds = 0.0  # of training, until the last checkpoint
         packages = ("torch", "mujoco", "gymnasium", *(["metaworld"] if args.env in META_WORLD else []))
@@ -1413,7 +1404,6 @@ class Run:
         name = [args.env, self.script, args.exp_name, method(args), str(args.seed), str(int(time.time()))]
         folder = Path(args.resume or Path(args.runs_dir) / "__".join(filter(None, name)))
         try:
-            folder = folder.parent if folder.is_file() else folder
             if args.resume is None:
                 folder.mkdir(parents=True)
             self.lock = open(folder / "lock", "a")
@@ -1462,8 +1452,7 @@ class Run:
         if signal.SIGINT in self.handlers:  # not SIGTERM, of which the end of a sweep may send several
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self.evaluating:
-            self.evaluating = False
-            raise KeyboardInterrupt
+            self.stop_if_signalled()
 
     def state_dict(self) -> dict[str, Any]:
         self.seconds = time.monotonic() - self.started
@@ -1518,11 +1507,12 @@ class Run:
     def stop_if_signalled(self) -> None:
         """After a signal: writes a checkpoint and ends the run."""
         if self.signals:
-            self.bar.close()
+            self.evaluating = False  # a further signal does not come in between
             how = "there is no checkpoint to continue from (--checkpoint-interval 0)."
             if self.args.checkpoint_interval:
                 self.save_checkpoint()
                 how = f"continue with\npython {self.script}.py --resume {shlex.quote(str(self.folder))}"
+            self.bar.close()
             print(f"\nstopped by {self.signals[0].name} after iteration {self.iteration}: {how}", file=sys.stderr)
             raise SystemExit(128 + self.signals[0])
 
@@ -1533,25 +1523,15 @@ class Run:
             return
         self.bar.set_postfix_str("evaluating")
         torch.set_num_threads(self.args.threads)
-        envs.blow_ups = 0
-        try:
-            self.evaluating = True  # from here on a signal interrupts, see receive
-            self.stop_if_signalled()  # before, it did not
-            self.evaluations = evaluate_groups(agent, envs, self.args)
-            self.evaluating = False
-        except KeyboardInterrupt:
-            self.stop_if_signalled()
-            raise
-        self.blow_ups += envs.blow_ups
+        self.evaluating = True  # from here on a signal stops the run at once, see receive
+        self.stop_if_signalled()  # before, it did not
+        self.evaluations = evaluate_groups(agent, envs, self.args)
+        self.evaluating = False
         torch.set_num_threads(1)
         for group, summary in self.evaluations.items():
             self.log({f"{group}/{name}": value["mean"] for name, value in summary.items()})
         self.eval_history.append((self.global_step, self.evaluations["eval"]["meta_episodic_return"]["mean"]))
-        try:
-            self.bar.write(f"{self.global_step:,} frames: {format_evaluations(self.evaluations)}")
-        except BrokenPipeError:  # the reader of the output has gone: stop at a checkpoint, as for a signal
-            drop_output()
-            self.signals.append(signal.SIGPIPE)
+        self.bar.write(f"{self.global_step:,} frames: {format_evaluations(self.evaluations)}")
 
     def log(self, scalars: dict[str, float]) -> None:
         for name, value in scalars.items():
@@ -1576,12 +1556,12 @@ class Run:
         scalars |= {"charts/blow_ups": envs.blow_ups, "charts/SPS": int(self.global_step / seconds)}
         self.scalars = scalars
         self.log(scalars)
-        self.bar.set_postfix_str(f"training return {self.meta_return:.2f}", refresh=False)
-        self.bar.update(self.batch_size)
         self.stop_if_signalled()
         interval, last = self.args.checkpoint_interval, self.iteration == self.num_iterations
         if interval and (last or self.iteration % interval == 0):
             self.save_checkpoint()
+        self.bar.set_postfix_str(f"training return {self.meta_return:.2f}", refresh=False)
+        self.bar.update(self.batch_size)
 
     def save_result(self) -> None:
         """Writes model.pt (--save-model) and result.json, which says that the run is finished; says what to do next."""
@@ -1590,16 +1570,11 @@ class Run:
         if args.save_model:
             self.write("model.pt", self.origin | {"agent": agent.state_dict()})
         result = {
-            "env": args.env,
-            "arch": args.arch,
-            "init": args.base_init if args.arch == "standard" else args.init,
-            "seed": args.seed,
             "frames": self.global_step,
             "wall_time": seconds,
             "SPS": self.global_step / seconds,
             "parameters": parameter_counts(agent),
             "blow_ups": envs.blow_ups,
-            "eval_blow_ups": self.blow_ups,
             "evaluation": self.evaluations["eval"],
             "test_evaluation": self.evaluations.get("test"),  # on Meta-World
             "class_evaluations": {group: summary for group, summary in self.evaluations.items() if "/" in group},
@@ -1616,11 +1591,6 @@ class Run:
             show = "--video agent.gif" if vars(args).get("embedding") == "one-hot" else "--picture belief.png"
             print(f"      python show.py {folder} {show}")
             print(f"      python {self.script}.py --evaluate {folder}")
-
-
-def drop_output() -> None:
-    """What is still printed goes nowhere: else Python complains about a broken pipe as it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def start_tracking(args: Args, folder: Path) -> None:
@@ -1642,7 +1612,7 @@ if __name__ == "__main__":
         print("\nstopped by Ctrl-C.", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:  # the reader of the output has gone, as in `--help | head -1`
-        drop_output()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it exits
         raise SystemExit(1) from None
     except (OSError, MemoryError) as error:  # a full disk, a folder that went away, a worker that died
         how = "once that is fixed, a run that has a checkpoint continues with --resume"
