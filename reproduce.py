@@ -595,8 +595,7 @@ def append_row(row: dict[str, str], results_dir: Path) -> None:
 # The sweep
 
 
-# (its name, submit(run, folder, stop_file), which gives the Future of `execute`, slots(): how many go side by side)
-Executor = tuple[str, Callable[[Run, Path, Path], Future], Callable[[], int]]
+Executor = tuple[str, Callable[[Run, Path, Path], Future]]  # its name, submit(run, folder, stop_file) of `execute`
 
 
 def ray_executor(workers: int, address: str | None) -> Executor:
@@ -615,7 +614,7 @@ def ray_executor(workers: int, address: str | None) -> Executor:
         fail(f"{where} ({error}): start one with `ray start --head`, or use --executor local.")
     task = ray.remote(num_cpus=1, max_retries=0)(execute)  # `sweep` itself submits again what was lost
     name = f"Ray, {address or f'{workers} cores'}"
-    return name, lambda *of: task.remote(*of).future(), lambda: int(ray.cluster_resources().get("CPU", 0))
+    return name, lambda *of: task.remote(*of).future()
 
 
 def make_executor(args: Args) -> Executor:
@@ -637,7 +636,7 @@ def make_executor(args: Args) -> Executor:
     if with_ray:
         return ray_executor(workers, args.address)
     pool = ThreadPoolExecutor(workers)  # each thread watches a process
-    return f"{workers} processes", partial(pool.submit, execute), lambda: workers
+    return f"{workers} processes", partial(pool.submit, execute)
 
 
 @contextmanager
@@ -667,7 +666,7 @@ def sweep(runs: Sequence[Run], executor: Executor, args: Args, signals: Sequence
     What fails or loses its machine is submitted again, --retries times, and goes on from its checkpoint wherever it
     lands. As soon as there is one of `signals`, everything stops at a checkpoint.
     """
-    runs_dir, results_dir, (name, submit, slots) = Path(args.runs_dir).resolve(), Path(args.results_dir), executor
+    runs_dir, results_dir, (name, submit) = Path(args.runs_dir).resolve(), Path(args.results_dir), executor
     folders = {run: runs_dir / run.name for run in runs}
     stop_file = runs_dir / f"stop-{os.getpid()}-{int(time.time())}"  # seen wherever the runs' folders are
     read_rows(results_dir)  # refuses a file that no row can be added to
@@ -676,15 +675,15 @@ def sweep(runs: Sequence[Run], executor: Executor, args: Args, signals: Sequence
         append_row(make_row(run, folders[run]), results_dir)
     failed: dict[Run, str] = {}
     attempts: Counter[Run] = Counter()
-    queued = [run for run in runs if run not in done]
 
     def frames_done() -> int:
-        return sum(run.frames for run in done) + sum(frames_so_far(folders[run]) for run in queued)
+        left = [run for run in runs if run not in done and run not in failed]
+        return sum(run.frames for run in done) + sum(frames_so_far(folders[run]) for run in left)
 
     total = sum(run.frames for run in runs)
     bar = tqdm(total=total, initial=frames_done(), unit="frames", unit_scale=True, smoothing=0)
     bar.write(f"{len(runs)} runs, {len(done)} of them done; {name}; folders in {args.runs_dir}")
-    pending = {submit(run, folders[run], stop_file): run for run in queued}
+    pending = {submit(run, folders[run], stop_file): run for run in runs if run not in done}
     try:
         while pending and not signals:
             for future in wait(pending, timeout=2, return_when=FIRST_COMPLETED).done:
@@ -693,7 +692,6 @@ def sweep(runs: Sequence[Run], executor: Executor, args: Args, signals: Sequence
                 error = getattr(error, "cause", error)  # Ray wraps what a task raises
                 if error is None:
                     row = future.result()
-                    queued.remove(run)
                     try:
                         append_row(row, results_dir)
                     except OSError as why:  # a full disk
@@ -709,11 +707,9 @@ def sweep(runs: Sequence[Run], executor: Executor, args: Args, signals: Sequence
                     pending[submit(run, folders[run], stop_file)] = run
                 else:
                     failed[run] = f"{type(error).__name__}: {error}"
-                    queued.remove(run)
                     bar.write(f"failed: {run.name}")
-            running = min(len(pending), slots())
             bar.n = frames_done()
-            bar.set_postfix_str(f"{len(done)} runs done, {running} running, {len(failed)} failed")
+            bar.set_postfix_str(f"{len(done)} runs done, {len(pending)} to go, {len(failed)} failed")
     finally:
         if pending:  # Ctrl-C, or an error here
             stop_file.touch()
@@ -798,10 +794,10 @@ def bold_cells(comparisons: Sequence[Comparison]) -> set[tuple[Any, str]]:
     return same | {(c.group, c.best) for c in comparisons}
 
 
-def markdown(header: Sequence[str], lines: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A table; the first `left` columns are aligned to the left."""
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table, "" of no lines; the first `left` columns are aligned to the left."""
     rule = ["---" if i < left else "---:" for i in range(len(header))]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines)) if lines else ""
 
 
 def table_cells(rows: Rows, runs: Sequence[Run], target: str) -> tuple[Cells, list[Comparison]]:
@@ -850,14 +846,14 @@ def make_table(rows: Rows, runs: Sequence[Run], target: str) -> str:
 
 
 def make_comparison_table(rows: Rows, runs: dict[str, Sequence[Run]]) -> str:
-    """Markdown: every comparison of the tables, with its p-value before and after the correction; "" of none."""
+    """Markdown: every comparison of the tables, with its p-value before and after the correction."""
     lines = []
     for target, of_target in runs.items():
         for c in table_cells(rows, of_target, target)[1]:
             names = [target.replace("table", "Table "), c.group[0], METHODS[c.method][0], METHODS[c.best][0]]
             lines.append([*names, f"{c.difference:.2f} ± {c.margin:.2f}", f"{c.p:.2g}", f"{c.corrected:.2g}"])
     header = ["table", "environment", "method", "best method", "difference of means", "p", "corrected p"]
-    return markdown(header, lines, left=4) if lines else ""
+    return markdown(header, lines, left=4)
 
 
 def frames_to_36(rows: Rows, runs: Sequence[Run]) -> Cells:
@@ -871,7 +867,7 @@ def frames_to_36(rows: Rows, runs: Sequence[Run]) -> Cells:
 
 
 def make_claims_table(cells: Cells) -> str:
-    """Markdown: Welch's t-test of every pair in BETTER, Holm's correction over all environments; "" of none."""
+    """Markdown: Welch's t-test of every pair in BETTER, Holm's correction over all environments."""
     pairs = [(env, method, other) for env in TABLE1 for method in BETTER for other in BETTER[method]]
     groups = {(env, *pair): {method: cells.get((env, method), []) for method in pair} for env, *pair in pairs}
     lines = []
@@ -883,11 +879,11 @@ def make_claims_table(cells: Cells) -> str:
         interval = f"{difference:,.{digits}f} ± {c.margin:,.{digits}f}"
         lines.append([*names, interval, f"{c.p:.2g}", f"{c.corrected:.2g}"])
     header = ["environment", "method", "against", "difference of means", "p", "corrected p"]
-    return markdown(header, lines, left=3) if lines else ""
+    return markdown(header, lines, left=3)
 
 
 def make_rate_table(rows: Rows, tuning: Sequence[Run]) -> str:
-    """Markdown: the return by learning rate, mean (both seeds), the chosen rate's bold, † at an end; "" of none."""
+    """Markdown: the return by learning rate, mean (both seeds), the chosen rate's bold, † at an end."""
     returns, frames = returns_by_rate(rows, tuning), {run.cell: run.frames for run in tuning}
     chosen, rates = choose_rates(returns), sorted({rate for by_rate in returns.values() for rate in by_rate})
     lines = []
@@ -899,7 +895,7 @@ def make_rate_table(rows: Rows, tuning: Sequence[Run]) -> str:
             end = " †" if len(by_rate) > 1 and rate in (min(by_rate), max(by_rate)) else ""
             line.append(f"**{text}**{end}" if rate == chosen[cell] else text)
         lines.append(line)
-    return markdown(["environment", "method", "frames", *map(short, rates)], lines, left=2) if lines else ""
+    return markdown(["environment", "method", "frames", *map(short, rates)], lines, left=2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1093,7 +1089,7 @@ def make_curve_table(rows: Rows, runs: Sequence[Run], env: str) -> str:
 
 
 def make_seeds_table(rows: Rows, runs: Sequence[Run]) -> str:
-    """Markdown: what every run reached and how long it took; "" of none."""
+    """Markdown: what every run reached and how long it took."""
     lines, groups = [], {}
     for run in [run for run in runs if run in rows]:
         command = re.sub(r" --seed \d+ --total-timesteps \d+", "", rows[run]["command"])
@@ -1103,13 +1099,13 @@ def make_seeds_table(rows: Rows, runs: Sequence[Run]) -> str:
         hours = sum(float(row["wall_time"]) for row in of_group) / 3600
         seeds, commits = (", ".join(dict.fromkeys(row[name] for row in of_group)) for name in ("seed", "commit"))
         lines.append([f"`python {command}`", f"{frames:,} frames", seeds, returns, f"{hours:.1f}", commits])
-    return markdown(["command", "budget", "seeds", "return, by seed", "hours", "commit"], lines) if lines else ""
+    return markdown(["command", "budget", "seeds", "return, by seed", "hours", "commit"], lines)
 
 
 def readme_blocks(rows: Rows) -> dict[str, str]:
     """The generated parts of README.md and docs/, by name; empty where there are no rows to make one from."""
     kept = {target: kept_runs(rows, target) for target in ("table1", "table2", "figure1", "figure3")}
-    blocks = {target: make_table(rows, kept[target], target) if kept[target] else "" for target in PAPER}
+    blocks = {target: make_table(rows, kept[target], target) for target in PAPER}
     envs = dict.fromkeys(run.env for run in kept["table1"])
     blocks["curves"] = "\n\n".join(make_curve_table(rows, kept["table1"], env) for env in envs)
     blocks["seeds"] = make_seeds_table(rows, list(dict.fromkeys(sum(kept.values(), []))))
