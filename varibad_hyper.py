@@ -93,7 +93,7 @@ class RunArgs:
     eval_tasks: int = 32  # tasks per evaluation (Meta-World: training and test tasks each); Grid-World takes every goal
     cuda: bool = True  # use a GPU if there is one
     torch_deterministic: bool = True  # restrict cuDNN to deterministic algorithms
-    threads: int = 1  # CPU threads of updates, evaluations and MuJoCo's physics
+    threads: int = 1  # CPU threads of PyTorch and of MuJoCo's physics
     track: bool = False  # send the logged scalars to Weights & Biases (pip install -r requirements-optional.txt)
     wandb_project_name: str = "hyperinit"  # W&B project
     wandb_entity: str | None = None  # W&B team or user (default: yours)
@@ -578,14 +578,13 @@ def main(args: Args) -> Path | None:
     """Trains an agent and returns the run's folder, or evaluates a saved one (--evaluate)."""
     check_args(args)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(args.threads)
     if args.evaluate is not None:
-        torch.set_num_threads(args.threads)
         agent, envs = load_agent(args.evaluate, args)
         print(format_evaluations(evaluate_groups(agent.to(device), envs, args)))
         return None
 
     # --- Set-up
-    torch.set_num_threads(1)  # in a rollout; its few rows gain nothing from --threads, which updates and physics use
     torch.backends.cudnn.deterministic = args.torch_deterministic
     seeds = seeds_of(args)
     torch.manual_seed(seeds["torch"])
@@ -639,7 +638,6 @@ def main(args: Args) -> Path | None:
             rollout = Rollout(*map(torch.stack, zip(*steps, strict=True)))  # [T, N, .]
             buffer.add(rollout, agent.action_vector(rollout.actions))
             learning = iteration * batch_size >= args.learning_starts
-            torch.set_num_threads(args.threads)
 
             # --- PPO on the stored embeddings: no gradient reaches the encoder. Rollouts before --learning-starts only
             # feed the normalisers and the buffer. PPO also skips the first, made before the normalisers had any data.
@@ -684,7 +682,6 @@ def main(args: Args) -> Path | None:
             agent.obs_norm.update(rollout.obs.flatten(0, 1))
             agent.latent_norm.update(rollout.embeddings.flatten(0, 1))
             agent.reward_norm.update(rollout.discounted_returns.flatten()[:, None])
-            torch.set_num_threads(1)
 
             # --- Log; stop if anything is not finite; write a checkpoint if one is due
             scalars = mean_scalars("losses", ppo_log) | mean_scalars("vae", vae_log)
@@ -1781,12 +1778,10 @@ class Run:
         if not (last or (interval and self.iteration % interval == 0)):
             return
         self.bar.set_postfix_str("evaluating")
-        torch.set_num_threads(self.args.threads)
         self.evaluating = True  # from here on a signal stops the run at once, see receive
         self.stop_if_signalled()  # before, it did not
         self.evaluations = evaluate_groups(agent, envs, self.args)
         self.evaluating = False
-        torch.set_num_threads(1)
         for group, summary in self.evaluations.items():
             self.log({f"{group}/{name}": value["mean"] for name, value in summary.items()})
         self.eval_history.append((self.global_step, self.evaluations["eval"]["meta_episodic_return"]["mean"]))
