@@ -551,9 +551,8 @@ def evaluate(agent: Agent, envs: MetaEpisodes, seed: int, tasks: np.ndarray | No
         first: dict[int, MetaEpisode] = {}  # of every environment; one that is done early continues, unrecorded
         while len(first) < envs.num_envs:
             action = agent(obs, agent.embedding(belief))[0].mode
-            next_obs, reward, done, _, obs, _ = (to_tensor(x, device) for x in envs.step(action.cpu().numpy()))
+            next_obs, reward, _, _, obs, _ = (to_tensor(x, device) for x in envs.step(action.cpu().numpy()))
             belief = agent.update_belief(belief, action, next_obs, reward)
-            belief = torch.where(done[:, None] > 0, agent.initial_belief(envs), belief)
             for meta_episode in envs.take_finished():
                 first.setdefault(meta_episode.env, meta_episode)
         played += [first[i] for i in range(min(envs.num_envs, num_tasks - start))]

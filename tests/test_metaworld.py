@@ -625,13 +625,6 @@ def test_groups_and_classes_are_summaries_of_their_own_tasks(env, eval_tasks, mo
                 assert summary[column]["count"] == len(own)
 
 
-def test_summary_of_a_single_task():
-    summary = varibad_hyper.summarize(play(np.array([[1.5, 2.0]]), np.array([[0.0, 1.0]])))
-    expected = {"meta_episodic_return": 3.5, "episodic_return_ep1": 1.5, "episodic_return_ep2": 2.0}
-    expected |= {"success_ep1": 0.0, "success_ep2": 100.0, "episodic_length": 3.0}
-    assert summary == {name: {"mean": mean, "stderr": 0.0, "count": 1} for name, mean in expected.items()}
-
-
 def test_sentence_of_an_evaluation():
     """Training tasks, then test tasks, in whatever order they are given; classes are left out."""
     returns, successes = np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([[0.0, 1.0], [0.0, 0.0]])

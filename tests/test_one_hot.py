@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+import varibad_hyper
 from varibad_hyper import (
     Agent,
     MetaEpisodes,
@@ -110,8 +111,7 @@ def test_with_a_bias_it_is_not():
 
 @pytest.mark.parametrize("env", ["Grid-World", "Cheetah-Dir"])
 def test_beliefs_are_the_present_tasks(env):
-    """The belief of a new task replaces the old one's exactly where the task changed."""
-    args = parse_args(["--env", env, "--embedding", "one-hot", "--grid-horizon", "3", "--episodes-per-task", "1"])
+    args = parse_args(["--env", env, "--embedding", "one-hot"])
     envs = make_envs(args, 5)
     agent = Agent(envs, args)
     envs.reset(seed=3)
@@ -122,6 +122,22 @@ def test_beliefs_are_the_present_tasks(env):
             assert row.sum() == 1 and (envs.all_tasks[row.argmax()] == task).all()
         envs.envs.reset()  # draws new tasks
     np.testing.assert_array_equal(agent.update_belief(belief, None, None, None), belief)
+
+
+def test_the_policy_is_given_the_present_task(tmp_path, monkeypatch):
+    """Also where a task ends within a rollout: of 37 steps here, and of 60 a task."""
+    tasks, rollouts, step, gae = [], [], MetaEpisodes.step, varibad_hyper.compute_gae
+    monkeypatch.setattr(MetaEpisodes, "step", lambda self, a: tasks.append(self.envs.tasks.copy()) or step(self, a))
+    monkeypatch.setattr(
+        varibad_hyper, "compute_gae", lambda *inputs: rollouts.append(inputs[1].embeddings) or gae(*inputs)
+    )
+    for name in ("evaluate_if_due", "save_result"):
+        monkeypatch.setattr(varibad_hyper.Run, name, lambda *_: None)
+    flags = "--embedding one-hot --num-envs 4 --num-steps 37 --num-minibatches 2 --learning-starts 0 --no-cuda"
+    main(parse_args([*flags.split(), "--total-timesteps", "740", "--runs-dir", str(tmp_path)]))
+    given = varibad_hyper.gridworld.goal_cells()[torch.cat(rollouts).argmax(-1)]  # the first iteration has no update
+    np.testing.assert_array_equal(given, tasks[37:])
+    assert len({task.tobytes() for task in tasks}) == 4
 
 
 @pytest.mark.parametrize("flags", ["--init bias", "--init weight --no-hyper-bias", "--arch standard", "--arch film"])
