@@ -73,8 +73,8 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
 if __name__ == "__main__":
     if "--read" in sys.argv[1:]:
         rows = read_runs(ROOT / "runs" / "reproduce")
-        if len(rows) != 56:
-            sys.exit(f"runs/reproduce has {len(rows)} of the 56 runs: do the others by the command in docs/results.md.")
+        if len(rows) != 72:
+            sys.exit(f"runs/reproduce has {len(rows)} of the 72 runs: do the others by the command in docs/results.md.")
         with open(CSV, "w", newline="") as file:
             writer = csv.DictWriter(file, NAMES, lineterminator="\n")
             writer.writeheader()
