@@ -399,7 +399,7 @@ def test_ranges_of_rates_are_those_of_the_rows():
         assert f"{min(means[method]):.1f} for {name}" in page
         assert method == "standard" or min(means[method]) == means[method][-1]
     normc, film = min(means["film-normc"]), min(means["film"])
-    assert f"FiLM: to {normc:.1f} with normc, {film:.1f} with Bias-HyperInit." in page
+    assert f"its lowest means are {normc:.1f} with normc and {film:.1f} with Bias-HyperInit, the lowest" in page
     assert all(means[method] == sorted(means[method]) for method in ("film-normc", "film"))
     assert f"has at least {min(bias):.1f}, the standard architecture at most {max(means['standard'][:3]):.1f}" in page
 
